@@ -1,0 +1,1 @@
+"""The packet-level engines that tasks share."""

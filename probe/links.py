@@ -1,0 +1,163 @@
+"""A link is one access line of the probe, and everything sent over it is bound to it.
+
+Binding is by device and by source address (SO_BINDTODEVICE plus bind), so that a measurement of one line can never
+leave by another one: when the line is down, the measurement says so instead. Nothing here falls back.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import ipaddress
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from probe.config import LinkConfig, split_host_port
+from probe.errors import NotRunError
+from probe.messages import LinkStatus, NotRunReason
+
+IpVersion = Literal[4, 6]
+FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+_SIOCGIFADDR = 0x8915  # linux/sockios.h
+_IFF_UP = 0x1  # linux/if.h
+_SYS_NET = Path("/sys/class/net")
+_IF_INET6 = Path("/proc/net/if_inet6")
+_RESOLV_CONF = Path("/etc/resolv.conf")
+_SCOPE_GLOBAL = "00"  # the scope column of /proc/net/if_inet6
+_DNS_PORT = 53
+
+
+@dataclass(frozen=True, slots=True)
+class LinkCounters:
+    """Bytes over the interface since it appeared, from the kernel, link-layer headers included."""
+
+    received_bytes: int
+    sent_bytes: int
+
+
+class Link:
+    """One configured access line."""
+
+    def __init__(self, config: LinkConfig) -> None:
+        self.config = config
+
+    @property
+    def name(self) -> str:
+        """The link's name in configuration, instruction and results."""
+        return self.config.name
+
+    @property
+    def interface(self) -> str:
+        """The network interface that the line ends at."""
+        return self.config.interface
+
+    def socket(self, version: IpVersion, kind: socket.SocketKind, protocol: int = 0) -> socket.socket:
+        """Open a non-blocking socket that can use this link and no other.
+
+        Raises:
+            NotRunError: the interface is absent or down, or has no address of this IP version (`link_down`).
+        """
+        source = self.source_address(version)
+        sock = socket.socket(FAMILY[version], kind, protocol)
+        try:
+            sock.setblocking(False)  # noqa: FBT003 - the socket API takes it so
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self.interface.encode() + b"\0")
+            sock.bind((source, 0))
+        except OSError as error:
+            sock.close()
+            raise NotRunError(NotRunReason.LINK_DOWN, f"cannot bind to {self.interface}: {error}") from error
+        return sock
+
+    def source_address(self, version: IpVersion) -> str:
+        """The address that this link's packets carry.
+
+        Raises:
+            NotRunError: the interface is absent or down, or has no address of this IP version (`link_down`).
+        """
+        if not self.is_up():
+            raise NotRunError(NotRunReason.LINK_DOWN, f"interface {self.interface} is absent or down")
+        configured = self.config.source_address if version == 4 else self.config.source_address_v6  # noqa: PLR2004
+        address = configured or (self._address_v4() if version == 4 else self._address_v6())  # noqa: PLR2004
+        if address is None:
+            raise NotRunError(NotRunReason.LINK_DOWN, f"interface {self.interface} has no IPv{version} address")
+        return address
+
+    def is_up(self) -> bool:
+        """Whether the interface exists, is switched on and has a carrier."""
+        try:
+            flags = int((_SYS_NET / self.interface / "flags").read_text(), 16)
+            # `operstate` is "unknown" for interfaces that do not report one, such as tunnels and loopback.
+            state = (_SYS_NET / self.interface / "operstate").read_text().strip()
+        except OSError:
+            return False
+        return bool(flags & _IFF_UP) and state in {"up", "unknown"}
+
+    def counters(self) -> LinkCounters | None:
+        """The kernel's byte counters, absent when the interface is."""
+        statistics = _SYS_NET / self.interface / "statistics"
+        try:
+            return LinkCounters(
+                received_bytes=int((statistics / "rx_bytes").read_text()),
+                sent_bytes=int((statistics / "tx_bytes").read_text()),
+            )
+        except OSError:
+            return None
+
+    def nic_speed_bps(self) -> int | None:
+        """The negotiated speed of the interface, absent where it has none (tunnels, Wi-Fi, modems)."""
+        try:
+            megabits = int((_SYS_NET / self.interface / "speed").read_text())
+        except (OSError, ValueError):
+            return None
+        return megabits * 1_000_000 if megabits > 0 else None
+
+    def resolvers(self) -> tuple[tuple[str, int], ...]:
+        """The link's DNS servers as (address, port)."""
+        if self.config.resolvers:
+            return tuple(split_host_port(text, _DNS_PORT) for text in self.config.resolvers)
+        return _host_resolvers()
+
+    def status(self) -> LinkStatus:
+        """What can be said of the link now."""
+        addresses = (self._address_v4(), self._address_v6())
+        return LinkStatus(
+            link=self.name,
+            interface=self.interface,
+            up=self.is_up(),
+            addresses=tuple(address for address in addresses if address is not None),
+        )
+
+    def _address_v4(self) -> str | None:
+        request = struct.pack("256s", self.interface.encode())
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            try:
+                answer = fcntl.ioctl(sock.fileno(), _SIOCGIFADDR, request)
+            except OSError:
+                return None
+        # struct ifreq: 16 bytes of name, then struct sockaddr_in with the address at its byte 4.
+        return socket.inet_ntoa(answer[20:24])
+
+    def _address_v6(self) -> str | None:
+        try:
+            lines = _IF_INET6.read_text().splitlines()
+        except OSError:
+            return None
+        for line in lines:
+            digits, _, _, scope, _, name = line.split()
+            if name == self.interface and scope == _SCOPE_GLOBAL:
+                return str(ipaddress.IPv6Address(int(digits, 16)))
+        return None
+
+
+def _host_resolvers() -> tuple[tuple[str, int], ...]:
+    try:
+        lines = _RESOLV_CONF.read_text().splitlines()
+    except OSError:
+        return ()
+    words = [line.split() for line in lines]
+    return tuple(
+        (word[1].partition("%")[0], _DNS_PORT) for word in words if word[:1] == ["nameserver"] and len(word) > 1
+    )

@@ -1,0 +1,9 @@
+"""The registry: every kind of measurement there is. A new one is one file here and one line below."""
+
+from __future__ import annotations
+
+from probe.tasks.base import AnyTask
+
+_ALL: tuple[AnyTask, ...] = ()
+
+TASKS: dict[str, AnyTask] = {task.name: task for task in _ALL}
