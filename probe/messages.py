@@ -35,7 +35,11 @@ PeerName = str
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The base of what travels: immutable, tolerant of unknown fields, silent about defaults."""
+    """The base of what travels: immutable, tolerant of unknown fields.
+
+    The parts of a message leave out what has its default value; whole messages write everything, because a
+    `schema_version` that were left out would be read as the reader's own.
+    """
 
 
 class Operation(StrEnum):
@@ -191,7 +195,7 @@ class Entry(Message, frozen=True):
     result: msgspec.Raw
 
 
-class Report(Message, frozen=True):
+class Report(Message, frozen=True, omit_defaults=False):
     """What an agent sends to the collector.
 
     `sequence_space` names the counter that the sequences come from: one per boot and spool file, so that a power
@@ -209,7 +213,7 @@ class Report(Message, frozen=True):
     schema_version: int = SCHEMA_VERSION
 
 
-class Receipt(Message, frozen=True):
+class Receipt(Message, frozen=True, omit_defaults=False):
     """The controller's word that the database has the points: only this lets the agent delete.
 
     Everything up to `contiguous` was taken, and the inclusive ranges of `beyond` too. What was quarantined counts
@@ -258,7 +262,7 @@ class Schedule(Message, frozen=True):
 
 
 class Suppression(Message, frozen=True):
-    """ "Do not measure now". An empty `schedules` means all of them.
+    """The order not to measure now. An empty `schedules` means all of them.
 
     Either one window (`start_unix_ns`, `end_unix_ns`; an absent end is open) or one that returns every day
     (`daily_start_s`, `daily_end_s`: seconds after 00:00 UTC; it may cross midnight).
@@ -272,7 +276,7 @@ class Suppression(Message, frozen=True):
     daily_end_s: int | None = None
 
 
-class Instruction(Message, frozen=True):
+class Instruction(Message, frozen=True, omit_defaults=False):
     """The retained desired state of one agent. `revision` is a digest of its content."""
 
     agent_id: AgentId
@@ -284,7 +288,7 @@ class Instruction(Message, frozen=True):
     schema_version: int = SCHEMA_VERSION
 
 
-class Command(Message, frozen=True):
+class Command(Message, frozen=True, omit_defaults=False):
     """One on-demand action. An agent that reads it after `expires_unix_ns` leaves it alone."""
 
     command_id: str
@@ -333,7 +337,7 @@ class LinkStatus(Message, frozen=True):
     addresses: tuple[str, ...] = ()
 
 
-class Status(Message, frozen=True):
+class Status(Message, frozen=True, omit_defaults=False):
     """The retained word of an agent about itself, and its Last Will."""
 
     agent_id: AgentId
@@ -351,7 +355,7 @@ class Status(Message, frozen=True):
     schema_version: int = SCHEMA_VERSION
 
 
-class Progress(Message, frozen=True):
+class Progress(Message, frozen=True, omit_defaults=False):
     """What an agent does at this moment, for a live view. Sent at most once, never kept."""
 
     agent_id: AgentId
