@@ -30,6 +30,10 @@ class InvalidReportError(ControllerError):
         self.detail = detail
 
 
+class BrokerError(ControllerError):
+    """The broker cannot be reached, or refused what was asked of it."""
+
+
 class StoreError(ControllerError):
     """The database did not take the points."""
 
@@ -44,3 +48,7 @@ class StoreRefusedError(StoreError):
 
 class PartialWriteError(StoreError):
     """It took the batch in part or not at all, because of some points in it: 400, 413 or 422."""
+
+
+class QuarantineError(ControllerError):
+    """The quarantine on disk cannot be read or written. Nothing may be acknowledged that was to be kept there."""

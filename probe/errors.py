@@ -48,6 +48,10 @@ class NotRunError(ProbeError):
         self.not_run = NotRun(reason=reason, detail=one_line(detail))
 
 
+class SpoolError(ProbeError):
+    """The spool could not be read or written: its disk is full, read-only or worn. Measuring goes on without it."""
+
+
 def one_line(text: str) -> str:
     """Fold `text` to one bounded line."""
     folded = " ".join(text.split())

@@ -315,6 +315,8 @@ class SpoolStatus(Message, frozen=True):
     dropped_age: int = 0
     dropped_bytes: int = 0
     dropped_disk: int = 0
+    set_aside: int = 0
+    lost_writes: int = 0
 
 
 class ScheduleStatus(Message, frozen=True):

@@ -1,0 +1,214 @@
+"""`fleet-controller`: what a person types."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from fleet_controller import commands, measure_command, quarantine_commands
+from fleet_controller.config import load
+from fleet_controller.errors import (
+    BrokerError,
+    ConfigError,
+    ControllerError,
+    ServiceError,
+    StoreError,
+)
+from fleet_controller.fleet import FleetError
+from fleet_controller.instruct import InstructionTooLongError
+
+OK: Final = 0
+FOUND_PROBLEMS: Final = 1
+USAGE: Final = 2
+UNREACHABLE: Final = 3
+_INTERRUPTED: Final = 130  # what shells give a program that Ctrl-C ended: 128 + SIGINT
+
+_EPILOG: Final = """\
+examples:
+  fleet-controller demo                            two probes, measured and stored, on this machine
+  fleet-controller check fleet.yaml                every mistake of the fleet file, with its line
+  fleet-controller apply --dry-run                 what the probes would be told anew
+  fleet-controller serve                           take in what the probes report
+  fleet-controller status                          who measures, who is silent, who is lost
+  fleet-controller measure hn-01 round_trip --link fixed --peer hn-vnix --wait 30
+  fleet-controller quarantine list
+
+exit codes:
+  0  all is well
+  1  it worked, and found problems: mistakes in the fleet file, agents that do not measure, nothing measured
+  2  wrong usage, or a configuration that cannot be used
+  3  the broker or the database cannot be reached, or refused
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; gives its exit code."""
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = args.run
+    logging.basicConfig(
+        level=logging.DEBUG if args.verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        return run(args)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # who read our output has enough of it; the interpreter would complain at its end
+        return OK
+    except ControllerError as error:
+        print(f"fleet-controller: {error}", file=sys.stderr)
+        return _code_of(error)
+
+
+def _code_of(error: ControllerError) -> int:
+    if isinstance(error, BrokerError | StoreError | ServiceError):
+        return UNREACHABLE
+    if isinstance(error, ConfigError | FleetError | InstructionTooLongError):
+        return USAGE
+    return FOUND_PROBLEMS
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The grammar of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="fleet-controller",
+        description="The controller of a fleet of measurement probes.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--verbose", "-v", action="store_true", help="log what happens, to standard error")
+    commands_ = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_demo(commands_)
+    _add_serve(commands_)
+    _add_check(commands_)
+    _add_apply(commands_)
+    _add_status(commands_)
+    _add_measure(commands_)
+    _add_quarantine(commands_)
+    return parser
+
+
+_Commands = argparse._SubParsersAction  # noqa: SLF001 - argparse has no public name for what add_subparsers gives
+
+
+def _add(
+    to: _Commands[argparse.ArgumentParser], name: str, help_: str, run: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
+    parser = to.add_parser(name, help=help_, description=help_[0].upper() + help_[1:] + ".", allow_abbrev=False)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _with_config(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument(
+        "--config", "-c", type=Path, default=Path("controller.toml"), metavar="FILE", help="default: controller.toml"
+    )
+    return parser
+
+
+def _with_json(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
+    return parser
+
+
+def _add_demo(to: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _with_json(_add(to, "demo", "run two probes, a broker and a database on this machine", _demo))
+    parser.add_argument(
+        "--for", dest="for_s", type=_positive, default=90.0, metavar="S", help="how long, in seconds; default: 90"
+    )
+    parser.add_argument("--keep", action="store_true", help="leave it running until Ctrl-C and print the addresses")
+
+
+def _add_serve(to: _Commands[argparse.ArgumentParser]) -> None:
+    _with_config(_add(to, "serve", "take in what the probes report, until it is stopped", _serve))
+
+
+def _add_check(to: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _with_json(_with_config(_add(to, "check", "show every mistake of the fleet file", commands.check)))
+    parser.add_argument(
+        "file", nargs="?", type=Path, metavar="FILE", help="a fleet file; default: the one that the configuration names"
+    )
+
+
+def _add_apply(to: _Commands[argparse.ArgumentParser]) -> None:
+    help_ = "tell the probes what the fleet file says; sends only what changed"
+    parser = _with_json(_with_config(_add(to, "apply", help_, commands.apply)))
+    parser.add_argument("--dry-run", action="store_true", help="only show what would change")
+    parser.add_argument(
+        "--remove", action="store_true", help="clear the instructions of agents that the fleet file does not have"
+    )
+
+
+def _add_status(to: _Commands[argparse.ArgumentParser]) -> None:
+    help_ = "show how each probe is; exit code 1 unless all of the fleet are measuring"
+    _with_json(_with_config(_add(to, "status", help_, commands.status)))
+
+
+def _add_measure(to: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _with_json(_with_config(_add(to, "measure", "ask one probe to measure now", measure_command.measure)))
+    parser.add_argument("agent", metavar="AGENT", help="the probe's id")
+    parser.add_argument("task", metavar="TASK", help="what to measure, such as round_trip")
+    parser.add_argument("--link", action="append", default=[], metavar="NAME", help="default: every link; repeatable")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME", help="who answers; repeatable")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the task; repeatable"
+    )
+    parser.add_argument(
+        "--expires",
+        type=_positive,
+        default=300.0,
+        metavar="S",
+        help="the probe may start so long from now; default: 300",
+    )
+    parser.add_argument(
+        "--wait", type=_positive, metavar="S", help="wait so long for the results in the database, and print them"
+    )
+
+
+def _add_quarantine(to: _Commands[argparse.ArgumentParser]) -> None:
+    group = to.add_parser("quarantine", help="see and replay what could not be accepted", allow_abbrev=False)
+    inner = group.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    list_ = _with_json(_with_config(_add(inner, "list", "list what is held, newest first", quarantine_commands.list_)))
+    list_.add_argument("--reason", metavar="WORD", help="only what is held for this reason")
+    list_.add_argument("--limit", type=int, default=100, metavar="N", help="default: 100")
+    show = _with_json(_with_config(_add(inner, "show", "show one item and its payload", quarantine_commands.show)))
+    show.add_argument("id", type=int, metavar="ID")
+    replay = _with_json(_with_config(_add(inner, "replay", "try again after a fix", quarantine_commands.replay)))
+    which = replay.add_mutually_exclusive_group(required=True)
+    which.add_argument("ids", nargs="*", type=int, default=[], metavar="ID")
+    which.add_argument("--reason", metavar="WORD", help="all that is held for this reason")
+    which.add_argument("--all", action="store_true", help="all that is held")
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
+    return value
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from fleet_controller.demo import main_demo  # noqa: PLC0415 - `status` has two seconds and needs none of it
+
+    return main_demo(args)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from fleet_controller.controller import serve  # noqa: PLC0415 - as above
+
+    config = load(args.config)
+    logging.getLogger().setLevel(logging.DEBUG if args.verbose else config.log_level)
+    serve(config)
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

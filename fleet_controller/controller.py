@@ -1,0 +1,218 @@
+"""The controller: ingest ─► validate ─► store ─► receipt, and what is invalid ─► quarantine."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fleet_controller.config import ControllerConfig
+from fleet_controller.errors import ControllerError
+from fleet_controller.fleet import load_fleet
+from fleet_controller.ingest import MqttIngest
+from fleet_controller.instruct import instructions_for
+from fleet_controller.patience import Patience
+from fleet_controller.quarantine import Quarantine
+from fleet_controller.receipts import ReceiptBook
+from fleet_controller.records import Accepted, Incoming, Rejected, Verdict
+from fleet_controller.store import Store
+from fleet_controller.validate import Validator, refused
+from probe.messages import encode, shard_of, topic
+from probe.tasks import TASKS
+from probe.tasks.base import AnyTask
+
+_LOG = logging.getLogger(__name__)
+_SUMMARY_PERIOD_S: Final = 60.0
+_TICK_S: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What the controller did since it started.
+
+    `duplicates` are results that had been taken before; `lost` are numbers that their agent gave up before they
+    came (holes). `lag_s` is how old the newest stored result is, absent before the first.
+    """
+
+    received_messages: int
+    stored: int
+    quarantined: int
+    duplicates: int
+    lost: int
+    receipts: int
+    shed_messages: int
+    stale_acks: int
+    waiting_messages: int
+    connections: int
+    lag_s: float | None
+    trouble: str | None
+
+
+class Controller:
+    """All stages, joined.
+
+    Args:
+        config: where everything is.
+        tasks: the kinds of results there are.
+
+    Raises:
+        ControllerError: the fleet file, a secret or the quarantine cannot be read, or a task cannot be stored.
+    """
+
+    def __init__(self, config: ControllerConfig, tasks: Mapping[str, AnyTask] = TASKS) -> None:
+        self._config, self._tasks = config, tasks
+        self._stopping = threading.Event()
+        self._patience = Patience(self._stopping)
+        self._fleet = load_fleet(config.fleet_file, tasks)
+        self._validator = Validator(self._fleet, tasks)
+        self._store = Store(config.influxdb, tasks)
+        self._quarantine = Quarantine(config.quarantine_dir, config.quarantine)
+        self._receipts = ReceiptBook()
+        self._ingest = MqttIngest(config.broker, config.batch, config.shards, self._publish_instructions)
+        self._ingest.on_batch(self._take)
+        self._stored = self._quarantined = self._receipts_sent = 0
+        self._newest_unix_ns = 0
+
+    @property
+    def ready(self) -> threading.Event:
+        """Set once the broker has confirmed the subscription to reports."""
+        return self._ingest.ready
+
+    def start(self) -> None:
+        """Begin to take in what the agents report."""
+        self._ingest.start()
+
+    def stop(self) -> None:
+        """Finish or give back what is in hand, disconnect, close. The broker keeps what was not acknowledged."""
+        self._stopping.set()
+        self._ingest.stop()
+        self._store.close()
+        self._quarantine.close()
+
+    def reload_fleet(self) -> bool:
+        """Read the fleet file again; a bad one changes nothing, and is told."""
+        try:
+            self._fleet = load_fleet(self._config.fleet_file, self._tasks)
+        except (ControllerError, OSError) as error:
+            _LOG.error("fleet file was not taken, the old one stays in force: %s", error)
+            return False
+        self._validator.fleet = self._fleet
+        _LOG.info("fleet file was read again: %d probes", len(self._fleet.probes))
+        return True
+
+    def counters(self) -> Counters:
+        """What was done so far."""
+        ingest, book = self._ingest, self._receipts
+        newest = self._newest_unix_ns
+        return Counters(
+            received_messages=ingest.received_messages,
+            stored=self._stored,
+            quarantined=self._quarantined,
+            duplicates=book.duplicates,
+            lost=book.lost,
+            receipts=self._receipts_sent,
+            shed_messages=ingest.shed_messages,
+            stale_acks=ingest.stale_acks,
+            waiting_messages=ingest.waiting_messages,
+            connections=ingest.connections,
+            lag_s=(time.time_ns() - newest) / 1e9 if newest else None,
+            trouble=self._patience.trouble,
+        )
+
+    def _take(self, batch: Sequence[Incoming]) -> None:
+        """One batch through all stages: receipts and acknowledgements only after everything in it is durable."""
+        verdicts = [self._validator.validate(message.topic, message.payload) for message in batch]
+        accepted = [one for verdict in verdicts for one in verdict.accepted]
+        rejected = [one for verdict in verdicts for one in verdict.rejected]
+        refusals = self._patience.until_done(lambda: self._keep(accepted, rejected))
+        if refusals is None:
+            return
+        self._stored += len(accepted) - refusals
+        self._quarantined += len(rejected) + refusals
+        self._newest_unix_ns = max((one.result.start_unix_ns for one in accepted), default=self._newest_unix_ns)
+        self._send_receipts(verdicts)
+        self._ingest.ack(batch)
+
+    def _keep(self, accepted: Sequence[Accepted], rejected: Sequence[Rejected]) -> int:
+        """Make all of it durable; how many results the database refused for good."""
+        bad = [refused(one.accepted, one.words) for one in self._store.write(accepted)]
+        self._quarantine.add([*rejected, *bad])
+        return len(bad)
+
+    def _send_receipts(self, verdicts: Sequence[Verdict]) -> None:
+        receipts = self._receipts.take(verdict.taken for verdict in verdicts if verdict.taken is not None)
+        for receipt in receipts:
+            name = topic(receipt.agent_id, "receipt")
+            self._ingest.send(name, encode(receipt), key=f"{name} {receipt.sequence_space}")
+        self._receipts_sent += len(receipts)
+
+    def _publish_instructions(self) -> None:
+        """The broker may have lost its disk: without this, a probe installed today would never learn what to do."""
+        owned = self._config.shards
+        for agent_id, instruction in instructions_for(self._fleet).items():
+            if owned is None or shard_of(agent_id) in owned:
+                self._ingest.send(topic(agent_id, "instruction"), encode(instruction), retain=True)
+        _LOG.info("instructions of %d probes were published again", len(self._fleet.probes))
+
+
+def serve(
+    config: ControllerConfig, stop: threading.Event | None = None, ready: Callable[[], object] | None = None
+) -> None:
+    """Take in what the agents report until SIGTERM or SIGINT (or `stop`). SIGHUP reads the fleet file again.
+
+    Args:
+        config: where everything is.
+        stop: ends it when set; for callers that are not a process of their own.
+        ready: called once the broker has confirmed the subscription.
+
+    Raises:
+        ControllerError: it cannot start: the fleet file, a secret or the quarantine cannot be read.
+    """
+    stop = stop if stop is not None else threading.Event()
+    reload = threading.Event()
+    controller = Controller(config)
+    with _signals(stop, reload):
+        controller.start()
+        try:
+            _run(controller, stop, reload, ready)
+        finally:
+            controller.stop()
+            _LOG.info("controller was stopped: %s", controller.counters())
+
+
+def _run(
+    controller: Controller, stop: threading.Event, reload: threading.Event, ready: Callable[[], object] | None
+) -> None:
+    next_summary_s = time.monotonic() + _SUMMARY_PERIOD_S
+    while not stop.wait(_TICK_S):
+        if ready is not None and controller.ready.is_set():
+            ready()
+            ready = None
+        if reload.is_set():
+            reload.clear()
+            controller.reload_fleet()
+        if time.monotonic() >= next_summary_s:
+            next_summary_s += _SUMMARY_PERIOD_S
+            _LOG.info("%s", controller.counters())
+
+
+@contextmanager
+def _signals(stop: threading.Event, reload: threading.Event) -> Iterator[None]:
+    """Let signals set events, where this is the thread that Python gives signals to."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    wanted = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reload}
+    before: dict[signal.Signals, Any] = {}
+    for number in wanted:
+        before[number] = signal.signal(number, lambda number, _frame: wanted[signal.Signals(number)].set())
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

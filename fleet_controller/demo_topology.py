@@ -1,0 +1,114 @@
+"""What the demo measures: two probes with a fixed and a mobile line each, and the piece of Internet behind them.
+
+As root, every probe and the core are network namespaces and every line is emulated with a known rate and delay. For
+other users everything is on the loopback interface: the same programs, and no figures to compare with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fleet_controller.emulator import EmulatedLink, End
+from fleet_controller.line import LinkProfile
+from fleet_controller.namespaces import namespace, run_ip
+
+PROVINCES = {"demo-ha-noi-1": "ha_noi", "demo-can-tho-1": "can_tho"}
+# A good fixed line and a usual mobile one. The mobile line's loss is small enough for several TCP streams to fill
+# the line all the same (at 0.05 % and 45 ms one CUBIC stream gets about 14 Mbit/s), and large enough to be seen.
+FIXED = LinkProfile(download_bps=150_000_000, upload_bps=100_000_000, delay_s=0.006)
+MOBILE = LinkProfile(
+    download_bps=40_000_000, upload_bps=15_000_000, delay_s=0.045, jitter_s=0.004, loss_ratio=0.0005, buffer_s=0.15
+)
+PROFILES: dict[str, LinkProfile] = {"fixed0": FIXED, "mobile0": MOBILE}
+ACCESS: dict[str, Literal["fixed", "mobile"]] = {"fixed0": "fixed", "mobile0": "mobile"}
+LOOPBACK_SOURCES = {"fixed0": "127.0.1.1", "mobile0": "127.0.2.1"}
+# RFC 2544 benchmarking addresses: no host of the Internet has them.
+PEER_ADDRESS = "198.18.255.1"
+BROKER_ADDRESS = "198.18.255.2"
+TARGET_NETWORK = "198.18.0.0/15"
+
+
+@dataclass(frozen=True, slots=True)
+class DemoLink:
+    """One line of a demo probe. `profile` is what it was built to be, absent on the loopback."""
+
+    agent_id: str
+    name: str
+    interface: str
+    source_address: str
+    profile: LinkProfile | None
+
+
+@dataclass(frozen=True, slots=True)
+class DemoProbe:
+    """One probe, and the namespace that it runs in (absent: the host's own)."""
+
+    agent_id: str
+    namespace: str | None
+    links: tuple[DemoLink, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Where everything is. `core` is the namespace of the servers (absent: the host's own)."""
+
+    core: str | None
+    peer_address: str
+    broker_address: str
+    target_network: str
+    probes: tuple[DemoProbe, ...]
+
+    @property
+    def links(self) -> tuple[DemoLink, ...]:
+        """Every line."""
+        return tuple(link for probe in self.probes for link in probe.links)
+
+
+def loopback() -> Topology:
+    """Everything on the loopback interface, a source address for each link."""
+    probes = tuple(
+        DemoProbe(
+            agent_id,
+            None,
+            tuple(DemoLink(agent_id, name, "lo", source, None) for name, source in LOOPBACK_SOURCES.items()),
+        )
+        for agent_id in PROVINCES
+    )
+    return Topology(None, "127.0.0.1", "127.0.0.1", "127.0.0.0/8", probes)
+
+
+def build(stack: ExitStack, directory: Path, go_on: Callable[[], None]) -> Topology:
+    """Make the namespaces and the lines; the stack takes them down again. `go_on` may raise between the steps.
+
+    Raises:
+        ServiceError: something could not be made; says what.
+    """
+    core = stack.enter_context(namespace("core"))
+    for address in (PEER_ADDRESS, BROKER_ADDRESS):
+        run_ip("-n", core, "address", "add", f"{address}/32", "dev", "lo")
+    probes = []
+    for index, agent_id in enumerate(PROVINCES):
+        inside = stack.enter_context(namespace(agent_id))
+        links = []
+        for number, name in enumerate(PROFILES):
+            go_on()
+            links.append(_line(stack, directory, core, inside, agent_id, name, len(PROFILES) * index + number))
+        probes.append(DemoProbe(agent_id, inside, tuple(links)))
+    return Topology(core, PEER_ADDRESS, BROKER_ADDRESS, TARGET_NETWORK, tuple(probes))
+
+
+def _line(stack: ExitStack, directory: Path, core: str, inside: str, agent_id: str, name: str, index: int) -> DemoLink:
+    """One line with a /30 of its own; the fixed one, made first, has the better metric."""
+    network = f"198.18.{index}"
+    near = End(inside, name, f"{network}.2/30")
+    far = End(core, f"line{index}", f"{network}.1/30")
+    emulated = EmulatedLink(directory / f"{agent_id}-{name}", PROFILES[name], near, far, seed=index + 1)
+    stack.callback(emulated.stop)
+    emulated.start()
+    metric = str(100 * (index % len(PROFILES) + 1))
+    run_ip("-n", inside, "route", "add", "default", "via", f"{network}.1", "dev", name, "metric", metric)
+    return DemoLink(agent_id, name, name, f"{network}.2", PROFILES[name])

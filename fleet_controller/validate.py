@@ -1,0 +1,347 @@
+"""Validate: from bytes off the wire to typed results, one by one, so that a bad one spoils no other."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+
+from fleet_controller.errors import InvalidReportError
+from fleet_controller.fleet_types import Fleet
+from fleet_controller.records import Accepted, Origin, Rejected, RejectReason, Taken, Verdict
+from probe.messages import PACKET_BYTES_MAX, SCHEMA_VERSION, Message, Result, parse_topic
+from probe.tasks.base import AnyTask, Values, variant_fields
+
+# 2020-01-01 UTC. A Pi without a clock starts at 1970, or at the day of its image; this project is younger than 2020.
+EARLIEST_UNIX_NS: Final = 1_577_836_800 * 1_000_000_000
+# A device that has no time zone right is off by hours, one that is only badly synchronised by seconds.
+FUTURE_TOLERANCE_NS: Final = 3600 * 1_000_000_000
+# The database has signed 64-bit integers.
+_INT_MAX: Final = 2**63 - 1
+# InfluxDB 1.x takes field strings up to 64 KiB; a figure is never that long.
+STRING_BYTES_MAX: Final = 16 * 1024
+# A detail is for a person's eyes.
+_DETAIL_CHARACTERS_MAX: Final = 500
+_LEAF: Final = "report"
+
+Sequence = Annotated[int, msgspec.Meta(ge=1, le=_INT_MAX)]
+Space = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+T = TypeVar("T")
+
+
+class _Envelope(Message, frozen=True):
+    """A Report whose entries are still bytes, so that each is decoded on its own."""
+
+    agent_id: str
+    sequence_space: Space
+    sequence_floor: Sequence
+    entries: tuple[msgspec.Raw, ...]
+    sent_unix_ns: int = 0
+    agent_version: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+
+class _Versioned(Message, frozen=True):
+    schema_version: int = SCHEMA_VERSION
+
+
+class _Numbered(Message, frozen=True):
+    sequence: Sequence
+    result: msgspec.Raw
+
+
+_ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
+_VERSIONED: Final = msgspec.json.Decoder(_Versioned)
+_NUMBERED: Final = msgspec.json.Decoder(_Numbered)
+_RESULT: Final = msgspec.json.Decoder(Result)
+
+
+class Validator:
+    """Checks messages against the contract, the fleet and the tasks.
+
+    Attributes:
+        fleet: who may report and what their links and peers are; exchanged as a whole when the file is read again.
+    """
+
+    def __init__(
+        self, fleet: Fleet, tasks: Mapping[str, AnyTask], now_unix_ns: Callable[[], int] = time.time_ns
+    ) -> None:
+        self.fleet = fleet
+        self._tasks = dict(tasks)
+        self._variants = {name: variant_fields(task.parameters) for name, task in self._tasks.items()}
+        self._now_unix_ns = now_unix_ns
+
+    def validate(self, topic: str, payload: bytes) -> Verdict:
+        """Sort what one message says into accepted and rejected. Never raises."""
+        try:
+            return self._validate(topic, payload)
+        except InvalidReportError as error:
+            return Verdict(rejected=[_whole(topic, payload, error)])
+        except Exception as error:  # noqa: BLE001 - a fault of ours on one message must not stop the others
+            fault = InvalidReportError(RejectReason.CONTROLLER_FAULT, f"the controller failed on it: {error!r}")
+            return Verdict(rejected=[_whole(topic, payload, fault)])
+
+    def _validate(self, topic: str, payload: bytes) -> Verdict:
+        agent_id = _agent_of(topic)
+        if len(payload) > PACKET_BYTES_MAX:
+            raise _invalid(RejectReason.TOO_LARGE, f"{len(payload)} bytes, at most {PACKET_BYTES_MAX} are allowed")
+        envelope = _open(payload)
+        if envelope.agent_id != agent_id:
+            raise _invalid(RejectReason.FOREIGN_AGENT, f"sent on the topic of {agent_id}, says {envelope.agent_id!r}")
+        verdict = Verdict(taken=Taken(agent_id, envelope.sequence_space, envelope.sequence_floor))
+        stranger = self._whole_report_problem(envelope)
+        if stranger is not None:
+            verdict.rejected.append(_whole(topic, payload, stranger))
+            _count_sequences(envelope, verdict)
+            return verdict
+        origin = Origin(topic, agent_id, envelope.sequence_space, envelope.agent_version)
+        for raw in envelope.entries:
+            self._sort(origin, envelope, bytes(raw), verdict)
+        return verdict
+
+    def _whole_report_problem(self, envelope: _Envelope) -> InvalidReportError | None:
+        """What speaks against every result of a report whose numbers are still good."""
+        if envelope.schema_version > SCHEMA_VERSION:
+            return _future_schema(envelope.schema_version)
+        if envelope.agent_id not in self.fleet.probes:
+            return _invalid(RejectReason.UNKNOWN_AGENT, f"{envelope.agent_id} is not in the fleet file: add it there")
+        return None
+
+    def _sort(self, origin: Origin, envelope: _Envelope, entry: bytes, verdict: Verdict) -> None:
+        """Put one entry where it belongs, and its number to the numbers taken."""
+        numbered: _Numbered | None = None
+        try:
+            numbered = _decode(_NUMBERED, entry, "entry")
+            verdict.accepted.append(self._accept(origin, numbered))
+        except InvalidReportError as error:
+            verdict.rejected.append(_one(origin.topic, envelope, entry, error))
+        except Exception as error:  # noqa: BLE001 - a fault of ours on one result must not stop the others
+            fault = _invalid(RejectReason.CONTROLLER_FAULT, f"the controller failed on it: {error!r}")
+            verdict.rejected.append(_one(origin.topic, envelope, entry, fault))
+        if numbered is not None and verdict.taken is not None:
+            verdict.taken.sequences.append(numbered.sequence)
+
+    def _accept(self, origin: Origin, numbered: _Numbered) -> Accepted:
+        raw = bytes(numbered.result)
+        result = _decode(_RESULT, raw, "result")
+        task = self._tasks.get(result.task)
+        if task is None:
+            raise _invalid(RejectReason.UNKNOWN_TASK, f"this controller has no task {result.task!r}: update it")
+        self._check_time(result.start_unix_ns)
+        _check_integers(result)
+        values = _typed_values(task, result)
+        tags = self._tags(origin.agent_id, task, result)
+        return Accepted(origin, numbered.sequence, task, result, values, tags, raw)
+
+    def _check_time(self, start_unix_ns: int) -> None:
+        if start_unix_ns < EARLIEST_UNIX_NS:
+            raise _invalid(RejectReason.IMPLAUSIBLE_TIME, f"starts at {_date(start_unix_ns)}, before 2020")
+        if start_unix_ns > self._now_unix_ns() + FUTURE_TOLERANCE_NS:
+            raise _invalid(
+                RejectReason.IMPLAUSIBLE_TIME,
+                f"starts at {_date(start_unix_ns)}, more than an hour after this host's clock",
+            )
+
+    def _tags(self, agent_id: str, task: AnyTask, result: Result) -> dict[str, str]:
+        """The tags of the result's series: nothing that the fleet file or the task's parameters do not bound."""
+        tags = {"agent_id": agent_id, **self.fleet.tags(agent_id, result.link)}
+        if result.link is not None:
+            if result.link not in self.fleet.probes[agent_id].links:
+                raise _invalid(RejectReason.UNKNOWN_LINK, f"{agent_id} has no link {result.link!r} in the fleet file")
+            tags["link"] = result.link
+        elif task.needs_link and result.values is not None:
+            raise _invalid(RejectReason.UNKNOWN_LINK, f"{task.name} measures a link and the result names none")
+        if result.peer is not None:
+            scope = self.fleet.peer_scope(result.peer)
+            if scope is None:
+                raise _invalid(RejectReason.UNKNOWN_PEER, f"the fleet file has no peer {result.peer!r}")
+            tags.update(peer=result.peer, scope=scope)
+        self._check_variant(task.name, result.variant)
+        tags.update(result.variant)
+        return tags
+
+    def _check_variant(self, task: str, variant: Mapping[str, str]) -> None:
+        known = self._variants[task]
+        for name, value in variant.items():
+            if name not in known:
+                raise _invalid(RejectReason.BAD_VARIANT, f"{task} has no variant {_short(name)!r}")
+            if value not in known[name]:
+                choices = ", ".join(known[name])
+                raise _invalid(RejectReason.BAD_VARIANT, f"{name} is {_short(value)!r}, and not one of {choices}")
+
+
+def refused(accepted: Accepted, words: str) -> Rejected:
+    """The rejection of a result that the database did not take, in a report of its own."""
+    origin = accepted.origin
+    entry = msgspec.json.encode(_Numbered(sequence=accepted.sequence, result=msgspec.Raw(accepted.raw)))
+    envelope = _Envelope(
+        agent_id=origin.agent_id,
+        sequence_space=origin.sequence_space,
+        sequence_floor=1,
+        entries=(),
+        agent_version=origin.agent_version,
+    )
+    return _one(origin.topic, envelope, entry, _invalid(RejectReason.REFUSED_BY_DATABASE, words))
+
+
+def _agent_of(topic: str) -> str:
+    try:
+        agent_id, leaf = parse_topic(topic)
+    except ValueError as error:
+        raise _invalid(RejectReason.BAD_TOPIC, str(error)) from None
+    if leaf != _LEAF:
+        raise _invalid(RejectReason.BAD_TOPIC, f"topic {topic!r} is not for reports")
+    return agent_id
+
+
+def _open(payload: bytes) -> _Envelope:
+    try:
+        return _decode(_ENVELOPE, payload, "report")
+    except InvalidReportError as error:
+        if error.reason == RejectReason.WRONG_TYPES:
+            _refuse_future(payload)
+        raise
+
+
+def _refuse_future(payload: bytes) -> None:
+    """Say so if what looks like wrong types is the work of a newer agent."""
+    try:
+        version = _VERSIONED.decode(payload).schema_version
+    except msgspec.MsgspecError:
+        return
+    if version > SCHEMA_VERSION:
+        raise _future_schema(version)
+
+
+def _decode(decoder: msgspec.json.Decoder[T], data: bytes, what: str) -> T:
+    try:
+        return decoder.decode(data)
+    except msgspec.ValidationError as error:
+        raise _invalid(RejectReason.WRONG_TYPES, f"{what}: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _invalid(RejectReason.NOT_JSON, f"{what}: {error}{_nan_hint(data)}") from None
+
+
+def _nan_hint(data: bytes) -> str:
+    """JSON has no NaN and no Infinity, but some encoders write them."""
+    found = [word for word in ("NaN", "Infinity") if word.encode() in data]
+    return f" (it contains {found[0]}, which JSON does not have: absent is null)" if found else ""
+
+
+def _check_integers(result: Result) -> None:
+    """JSON has integers of any size, the database 64 bits."""
+    fitness = result.fitness
+    for name, value in (
+        ("task_version", result.task_version),
+        ("cycle_number", result.cycle_number),
+        ("bytes_sent", result.bytes_sent),
+        ("bytes_received", result.bytes_received),
+        ("fitness.nic_speed_bps", fitness.nic_speed_bps),
+        ("fitness.cross_traffic_bytes", fitness.cross_traffic_bytes),
+    ):
+        if value is not None and not -_INT_MAX <= value <= _INT_MAX:
+            raise _invalid(RejectReason.WRONG_TYPES, f"result: {name} does not fit into 64 bits")
+
+
+def _typed_values(task: AnyTask, result: Result) -> Values | None:
+    if result.values is None:
+        return None
+    try:
+        values = msgspec.convert(result.values, task.values)
+    except msgspec.ValidationError as error:
+        raise _invalid(RejectReason.BAD_VALUES, f"{task.name}: {error}") from None
+    _check_figures(task.name, values)
+    assert isinstance(values, Values)  # noqa: S101 - what convert gives for a subclass of Values
+    return values
+
+
+def _check_figures(where: str, figures: msgspec.Struct) -> None:
+    for name in figures.__struct_fields__:
+        value = getattr(figures, name)
+        if isinstance(value, tuple):
+            for sample in value:
+                _check_figures(f"{where}.{name}", sample)
+        else:
+            _check_figure(f"{where}.{name}", value)
+
+
+def _check_figure(where: str, value: Any) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _invalid(RejectReason.BAD_VALUES, f"{where} is {value}: absent is null")
+    if isinstance(value, int) and not -_INT_MAX <= value <= _INT_MAX:
+        raise _invalid(RejectReason.BAD_VALUES, f"{where} does not fit into 64 bits")
+    if isinstance(value, str) and len(value.encode()) > STRING_BYTES_MAX:
+        raise _invalid(RejectReason.BAD_VALUES, f"{where} is longer than {STRING_BYTES_MAX} bytes")
+
+
+def _count_sequences(envelope: _Envelope, verdict: Verdict) -> None:
+    """The numbers of a report that is kept as a whole: it is durable, so its agent may forget it."""
+    for raw in envelope.entries:
+        try:
+            sequence = _NUMBERED.decode(raw).sequence
+        except msgspec.MsgspecError:
+            continue
+        if verdict.taken is not None:
+            verdict.taken.sequences.append(sequence)
+
+
+def _whole(topic: str, payload: bytes, error: InvalidReportError) -> Rejected:
+    try:
+        agent_id = parse_topic(topic)[0]
+    except ValueError:
+        agent_id = None
+    return Rejected(
+        topic=topic,
+        agent_id=agent_id,
+        reason=RejectReason(error.reason),
+        detail=error.detail,
+        payload=payload,
+        identity=_identity(topic, "", payload),
+    )
+
+
+def _one(topic: str, envelope: _Envelope, entry: bytes, error: InvalidReportError) -> Rejected:
+    alone = msgspec.structs.replace(envelope, entries=(msgspec.Raw(entry),))
+    return Rejected(
+        topic=topic,
+        agent_id=envelope.agent_id,
+        reason=RejectReason(error.reason),
+        detail=error.detail,
+        payload=msgspec.json.encode(alone),
+        identity=_identity(envelope.agent_id, envelope.sequence_space, entry),
+    )
+
+
+def _identity(agent: str, space: str, payload: bytes) -> bytes:
+    """The same result sent again in another report has another envelope, so only what is its own counts."""
+    digest = hashlib.sha256(agent.encode(errors="replace") + b"\0" + space.encode() + b"\0")
+    digest.update(payload)
+    return digest.digest()
+
+
+def _future_schema(version: int) -> InvalidReportError:
+    return _invalid(
+        RejectReason.FUTURE_SCHEMA,
+        f"schema {version}, this controller knows {SCHEMA_VERSION}: written by a newer agent: "
+        "update the controller, then replay",
+    )
+
+
+def _invalid(reason: RejectReason, detail: str) -> InvalidReportError:
+    return InvalidReportError(reason, _short(detail))
+
+
+def _short(text: str) -> str:
+    folded = " ".join(text.split())
+    return folded if len(folded) <= _DETAIL_CHARACTERS_MAX else folded[: _DETAIL_CHARACTERS_MAX - 1] + "…"
+
+
+def _date(unix_ns: int) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(unix_ns // 1_000_000_000))
+    except (OverflowError, ValueError, OSError):
+        return f"{unix_ns} ns"

@@ -1,0 +1,199 @@
+"""One connection of the HTTP peer: a source of random bytes, and a sink.
+
+Everybody may connect, so everything has an end: the head's size and time, the bytes and seconds of a connection, and
+how long the other side may stand still. The kernel moves the bytes (`sendfile` out, `MSG_TRUNC` in).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from dataclasses import asdict, dataclass
+from http import HTTPStatus
+from typing import Final
+
+import msgspec
+
+from probe.flows.http_request import RefusedRequestError, Request, find_request
+
+_RECEIVE_BYTES: Final = 64 * 1024
+SINK_BYTES: Final = 1 << 20
+# How long the rest of a refused request is read, so that the refusal arrives before a reset.
+_LINGER_S: Final = 1.0
+# A probe's POST: with less than that left, the connection is not offered for another one.
+_POST_BYTES: Final = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one client, and all of them together, may take.
+
+    The defaults let a probe measure 10 Gbit/s for its longest test (60 s at most) and a carrier's NAT hold several
+    probes of 16 streams.
+    """
+
+    connections: int = 256
+    connections_per_address: int = 64
+    bytes_per_connection: int = 16 << 30
+    seconds_per_connection: float = 90.0
+    head_s: float = 5.0
+    stall_s: float = 15.0
+
+
+class _GoneError(Exception):
+    """The client left, stood still for too long, or has had its share."""
+
+
+class Connection:
+    """Serves requests until either side has enough."""
+
+    def __init__(self, sock: socket.socket, limits: Limits, version: str, source: tuple[int, int]) -> None:
+        self.sock = sock
+        self.sent_bytes = 0
+        self.received_bytes = 0
+        self._limits, self._version = limits, version
+        self._source, self._source_bytes = source
+        self._deadline_s = time.monotonic() + limits.seconds_per_connection
+        self._received = b""
+        self._poll = select.poll()
+
+    def serve(self) -> None:
+        """Answer until the connection ends; never raises."""
+        self.sock.setblocking(False)  # noqa: FBT003 - the socket API takes it so
+        try:
+            while self._serve_one():
+                pass
+        except RefusedRequestError as refused:
+            self._refuse(refused.status)
+        except (OSError, _GoneError):
+            return
+
+    def _serve_one(self) -> bool:
+        """One request; whether another may follow."""
+        request = self._read_request()
+        if request is None:
+            return False
+        if (request.method, request.path) == ("GET", "/download"):
+            return self._download(request)
+        if request.method in {"POST", "PUT"} and request.path == "/upload":
+            return self._upload(request)
+        if (request.method, request.path) == ("GET", "/info"):
+            return self._info(request)
+        raise RefusedRequestError(405 if request.path in {"/download", "/upload", "/info"} else 404)
+
+    def _read_request(self) -> Request | None:
+        """The next request's head; None when the client closed between two requests."""
+        head_deadline_s = time.monotonic() + self._limits.head_s
+        while (request := find_request(self._received)) is None:
+            self._wait(select.POLLIN, head_deadline_s - time.monotonic())
+            part = self.sock.recv(_RECEIVE_BYTES)
+            if not part:
+                return None
+            self._received += part
+        self._received = self._received[request.wire_bytes :]
+        return request
+
+    def _download(self, request: Request) -> bool:
+        rest_bytes = length_bytes = self._rest_bytes()
+        # The whole share is one body, so no other request follows it.
+        extra = f"Content-Type: application/octet-stream\r\nX-Congestion-Control: {self._congestion_control()}\r\n"
+        del request
+        self._send(_head(200, length_bytes, extra=extra, keeps_alive=False))
+        while rest_bytes > 0:
+            self._wait(select.POLLOUT, self._limits.stall_s)
+            offset = (length_bytes - rest_bytes) % self._source_bytes
+            count = min(self._source_bytes - offset, rest_bytes)
+            try:
+                sent_bytes = os.sendfile(self.sock.fileno(), self._source, offset, count)
+            except BlockingIOError:
+                continue
+            self.sent_bytes += sent_bytes
+            rest_bytes -= sent_bytes
+        return False
+
+    def _upload(self, request: Request) -> bool:
+        if request.content_bytes is None:
+            raise RefusedRequestError(411)
+        if request.content_bytes > self._rest_bytes():
+            raise RefusedRequestError(413)
+        if request.expects_continue:
+            self._send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._swallow(request.content_bytes)
+        keeps_alive = request.keeps_alive and self._rest_bytes() >= _POST_BYTES
+        self._send(_head(204, None, keeps_alive=keeps_alive))
+        return keeps_alive
+
+    def _swallow(self, length_bytes: int) -> None:
+        """Read a body without looking at it."""
+        known = min(len(self._received), length_bytes)
+        self._received = self._received[known:]
+        self.received_bytes += known
+        rest_bytes = length_bytes - known
+        while rest_bytes > 0:
+            self._wait(select.POLLIN, self._limits.stall_s)
+            try:
+                received_bytes = self.sock.recv_into(_SINK, min(SINK_BYTES, rest_bytes), socket.MSG_TRUNC)
+            except BlockingIOError:
+                continue
+            if received_bytes == 0:
+                raise _GoneError
+            self.received_bytes += received_bytes
+            rest_bytes -= received_bytes
+
+    def _info(self, request: Request) -> bool:
+        body = msgspec.json.encode({"version": self._version, "limits": asdict(self._limits)})
+        head = _head(200, len(body), extra="Content-Type: application/json\r\n", keeps_alive=request.keeps_alive)
+        self._send(head + body)
+        return request.keeps_alive
+
+    def _refuse(self, status: int) -> None:
+        """Say why, then read on for a moment: closing with unread bytes would reset the answer away."""
+        try:
+            self._send(_head(status, 0, keeps_alive=False))
+            self.sock.shutdown(socket.SHUT_WR)
+            until_s = time.monotonic() + _LINGER_S
+            self._wait(select.POLLIN, until_s - time.monotonic())
+            while self.sock.recv_into(_SINK, SINK_BYTES, socket.MSG_TRUNC):
+                self._wait(select.POLLIN, until_s - time.monotonic())
+        except (OSError, _GoneError):
+            return
+
+    def _send(self, content: bytes) -> None:
+        while content:
+            self._wait(select.POLLOUT, self._limits.stall_s)
+            content = content[self.sock.send(content) :]
+
+    def _wait(self, event: int, time_out_s: float) -> None:
+        """Wait for the socket, but not beyond the connection's own time."""
+        rest_s = min(time_out_s, self._deadline_s - time.monotonic())
+        self._poll.register(self.sock.fileno(), event)
+        if rest_s <= 0 or not self._poll.poll(rest_s * 1000):
+            raise _GoneError
+
+    def _rest_bytes(self) -> int:
+        return max(0, self._limits.bytes_per_connection - self.sent_bytes - self.received_bytes)
+
+    def _congestion_control(self) -> str:
+        name = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+        return name.rstrip(b"\0").decode("ascii")
+
+
+# With MSG_TRUNC the kernel writes nothing here, so all threads share it.
+_SINK: Final = memoryview(bytearray(SINK_BYTES))
+
+
+def busy_head() -> bytes:
+    """The answer to a connection over the limit (RFC 9110 section 15.6.4)."""
+    return _head(HTTPStatus.SERVICE_UNAVAILABLE, 0, extra="Retry-After: 5\r\n", keeps_alive=False)
+
+
+def _head(status: int, content_bytes: int | None, *, extra: str = "", keeps_alive: bool) -> bytes:
+    length = "" if content_bytes is None else f"Content-Length: {content_bytes}\r\n"
+    connection = "keep-alive" if keeps_alive else "close"
+    reason = HTTPStatus(status).phrase
+    lines = (
+        f"HTTP/1.1 {int(status)} {reason}\r\n{length}{extra}Cache-Control: no-store\r\nConnection: {connection}\r\n\r\n"
+    )
+    return lines.encode("ascii")

@@ -1,0 +1,48 @@
+"""STAMP (RFC 8762): the sender's session, and the reflector that answers it."""
+
+from __future__ import annotations
+
+import secrets
+import struct
+from typing import Final
+
+from probe.flows.echo import Moment, Reply
+from probe.flows.reflector import Reflector
+from probe.flows.stamp_packets import PACKET_BYTES, ReflectorPacket, SenderPacket, error_estimate_of, ntp_of
+from probe.messages import ClockReading
+
+__all__ = ["PACKET_BYTES", "Reflector", "StampProtocol"]
+
+_SEQUENCE: Final = struct.Struct("!I")
+
+
+class StampProtocol:
+    """The packets of one STAMP session (`echo.EchoProtocol`).
+
+    Args:
+        reading: the state of the sender's clock, for the error estimate.
+        packet_bytes: the size of the UDP payload, 44 or more; the rest is zero.
+    """
+
+    def __init__(self, reading: ClockReading, packet_bytes: int = PACKET_BYTES) -> None:
+        self._error_estimate = error_estimate_of(reading)
+        self._padding = bytes(packet_bytes - PACKET_BYTES)
+        # Not zero (RFC 8972 section 3): tells sessions apart at a reflector that sees one source port twice.
+        self._session = 1 + secrets.randbelow(0xFFFF)
+        self._timestamps: dict[int, int] = {}
+
+    def request(self, sequence: int, sent: Moment) -> bytes:
+        """The packet to send now."""
+        timestamp = self._timestamps[sequence] = ntp_of(sent.wall_ns)
+        return SenderPacket(sequence, timestamp, self._error_estimate, self._session).encode() + self._padding
+
+    def reply(self, datagram: bytes) -> Reply | None:
+        """Read an answer. Only who saw the packet knows its timestamp, to the fraction of a nanosecond."""
+        packet = ReflectorPacket.decode(datagram)
+        if packet is None or self._timestamps.get(packet.sender_sequence) != packet.sender_timestamp:
+            return None
+        return Reply(packet.sender_sequence, packet.residence_ns(), packet.sequence)
+
+    def quoted_sequence(self, quoted: bytes) -> int | None:
+        """Which packet a network error quotes."""
+        return int(_SEQUENCE.unpack_from(quoted)[0]) if len(quoted) >= _SEQUENCE.size else None

@@ -1,0 +1,223 @@
+"""One TCP stream of a bulk transfer, what both directions share: connect, ask, wait for the answer.
+
+The bytes are counted by the kernel (TCP_INFO), not here: what was handed to a socket is not what was delivered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final, Literal
+
+from probe.errors import MeasurementFailedError, NotRunError
+from probe.flows.faults import failed
+from probe.flows.http_head import HEAD_BYTES_MAX, ResponseHead, check_status, find_head
+from probe.flows.tcp_info import TcpInfo, read_tcp_info
+from probe.messages import FailureKind, NotRunReason, Operation
+
+Direction = Literal["download", "upload"]
+
+# SYNs are repeated after 1 and 3 s (RFC 6298): two lost ones are still a connection.
+CONNECT_TIME_OUT_S: Final = 5.0
+REQUEST_TIME_OUT_S: Final = 5.0
+RECEIVE_BYTES_MAX: Final = 1 << 20
+USER_AGENT: Final = "fleet-probe"
+_LINGER_RESET: Final = struct.pack("ii", 1, 0)  # close with RST: what is still queued must not cost the line
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to transfer, from or to whom, and when to end.
+
+    `host` goes into the Host header; `address` is where to connect. An upload is sent as POSTs of `post_bytes` each.
+    """
+
+    direction: Direction
+    address: str
+    port: int
+    host: str
+    path: str
+    max_duration_s: float
+    max_bytes: int | None
+    streams_max: int
+    post_bytes: int = 1 << 30
+
+
+class StreamState(Enum):
+    """Where a stream stands."""
+
+    CONNECTING = auto()
+    ASKING = auto()
+    WAITING = auto()  # for the response's head
+    MOVING = auto()
+    ENDED = auto()
+
+
+class Stream:
+    """What both directions share."""
+
+    wanted_when_moving = select.EPOLLIN
+
+    def __init__(self, sock: socket.socket, order: Order) -> None:
+        self.sock = sock
+        self.order = order
+        self.state = StreamState.CONNECTING
+        self.info: TcpInfo | None = None
+        self.counted_bytes = 0
+        self._since_s = time.monotonic()
+        self._to_send = b""
+        self._received = b""
+        self._head_bytes = 0
+        self._prepare()
+
+    def connect(self) -> None:
+        """Begin to connect.
+
+        Raises:
+            MeasurementFailedError: (connect, ...) the kernel already knows that it cannot.
+        """
+        try:
+            self.sock.connect((self.order.address, self.order.port))
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise failed(Operation.CONNECT, error) from error
+
+    @property
+    def wanted(self) -> int:
+        """The epoll events to wait for."""
+        if self.state in {StreamState.CONNECTING, StreamState.ASKING}:
+            return select.EPOLLOUT
+        return self.wanted_when_moving if self.state is StreamState.MOVING else select.EPOLLIN
+
+    def serve(self, events: int, buffer: memoryview) -> None:
+        """Do what can be done now.
+
+        Raises:
+            MeasurementFailedError: this stream is over.
+        """
+        if self.state is StreamState.CONNECTING:
+            self._finish_connect()
+        if self.state is StreamState.ASKING:
+            self._ask()
+        elif self.state is StreamState.WAITING:
+            self._read_head()
+        elif self.state is StreamState.MOVING:
+            self._move(events, buffer)
+
+    def check_time(self, now_s: float) -> None:
+        """Give up on a connection or an answer that does not come.
+
+        Raises:
+            MeasurementFailedError: (connect | request, timed_out).
+        """
+        waited_s = now_s - self._since_s
+        place = f"{self.order.address}:{self.order.port}"
+        if self.state is StreamState.CONNECTING and waited_s > CONNECT_TIME_OUT_S:
+            detail = f"{place} did not accept within {CONNECT_TIME_OUT_S:g} s"
+            raise MeasurementFailedError(Operation.CONNECT, FailureKind.TIMED_OUT, detail)
+        if self.state in {StreamState.ASKING, StreamState.WAITING} and waited_s > REQUEST_TIME_OUT_S:
+            detail = f"{place} did not answer within {REQUEST_TIME_OUT_S:g} s"
+            raise MeasurementFailedError(Operation.REQUEST, FailureKind.TIMED_OUT, detail)
+
+    def refresh(self) -> int:
+        """Ask the kernel how many bytes of payload this stream has moved."""
+        with contextlib.suppress(OSError):  # a socket that was reset keeps its last count
+            self.info = read_tcp_info(self.sock)
+            counted_bytes = _counted(self.info, self.order.direction) - self._head_bytes
+            self.counted_bytes = max(self.counted_bytes, counted_bytes)
+        return self.counted_bytes
+
+    def tune(self, now_s: float, *, ramp_is_over: bool) -> None:
+        """Adapt to the stream's rate; called five times a second."""
+
+    @property
+    def congestion_control(self) -> str | None:
+        """The algorithm of the side that sends, where it is known."""
+        return None
+
+    def close(self) -> None:
+        """Reset the connection: neither side goes on sending."""
+        with contextlib.suppress(OSError):
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+        self.sock.close()
+
+    def _prepare(self) -> None:
+        raise NotImplementedError
+
+    def _request(self) -> bytes:
+        raise NotImplementedError
+
+    def _move(self, events: int, buffer: memoryview) -> None:
+        raise NotImplementedError
+
+    def _accept_head(self, head: ResponseHead, rest_bytes: int) -> None:
+        raise NotImplementedError
+
+    def _finish_connect(self) -> None:
+        number = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number:
+            raise failed(Operation.CONNECT, OSError(number, os.strerror(number)))
+        self.refresh()
+        if self.info is None or self.info.acked_bytes is None:
+            raise NotRunError(NotRunReason.TOOL_MISSING, "this kernel's TCP_INFO counts no bytes: Linux 4.1 is needed")
+        self._begin_request()
+
+    def _begin_request(self) -> None:
+        self._to_send = self._request()
+        self._enter(StreamState.ASKING)
+
+    def _enter(self, state: StreamState) -> None:
+        self.state, self._since_s = state, time.monotonic()
+
+    def _ask(self) -> None:
+        try:
+            self._to_send = self._to_send[self.sock.send(self._to_send) :]
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._explain(Operation.REQUEST, error)
+        if not self._to_send:
+            self._asked()
+
+    def _asked(self) -> None:
+        self._enter(StreamState.WAITING)
+
+    def _read_head(self) -> None:
+        """Read what has come of the response's head; interim ones (1xx) are passed over."""
+        try:
+            part = self.sock.recv(HEAD_BYTES_MAX)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise failed(Operation.REQUEST, error) from error
+        if not part:
+            raise MeasurementFailedError(Operation.REQUEST, FailureKind.CLOSED, "the peer closed instead of answering")
+        self._received += part
+        while (head := find_head(self._received)) is not None:
+            self._received = self._received[head.wire_bytes :]
+            if not head.is_interim:
+                check_status(head)
+                self._accept_head(head, len(self._received))
+                self._received = b""
+                return
+
+    def _explain(self, operation: Operation, error: OSError) -> None:
+        """A server that refuses says why before it resets: its word tells more than the error."""
+        with contextlib.suppress(OSError):
+            part = self.sock.recv(HEAD_BYTES_MAX)
+            head = find_head(self._received + part) if part else None
+            if head is not None:
+                check_status(head)
+        raise failed(operation, error) from error
+
+
+def _counted(info: TcpInfo, direction: Direction) -> int:
+    counted = info.received_bytes if direction == "download" else info.acked_bytes
+    return counted or 0

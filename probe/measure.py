@@ -1,0 +1,411 @@
+"""Runs what is due: guards it, makes its row, measures once, and says what came of it.
+
+Every action ends in exactly one result: `values`, `failure`, or `not_run` with the reason. The result that is true if
+the power fails now is stored before the first packet leaves, because an outage is the most valuable record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+
+from probe import fitness
+from probe.clock import NS_PER_S, Clock, Instant
+from probe.errors import NotRunError
+from probe.exclusion import HeavyLock
+from probe.instruction import COMMAND_SCHEDULE, suppressing
+from probe.links import Link
+from probe.messages import (
+    Action,
+    LinkName,
+    NotRun,
+    NotRunReason,
+    Peer,
+    PeerName,
+    Progress,
+    Result,
+    ScheduleStatus,
+    Suppression,
+)
+from probe.outcome import outcome_of
+from probe.targets import TargetGuard
+from probe.tasks import TASKS
+from probe.tasks.base import AnyTask, Context, Load, Parameters, Usage, variant_of
+
+_LOG = logging.getLogger(__name__)
+# Two measurements that begin in the same nanosecond would be one point in the database. A clock that was stepped back
+# further than this is believed instead of being pushed on.
+_SAME_TIME_NS = NS_PER_S
+
+
+class Outbox(Protocol):
+    """Where results go, durably."""
+
+    async def begin(self, draft: Result, started: Instant) -> int:
+        """Store what is true if the power fails now; returns the row."""
+
+    async def finish(self, row: int, result: Result) -> int:
+        """Replace a row's draft by what came of it."""
+
+    async def add(self, result: Result, started: Instant) -> int:
+        """Store a result that needed no draft."""
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """The actions of one schedule, or command, to run now on one link.
+
+    `deadline_s` is the end of its slot on the monotonic clock: a heavy measurement that could not begin until then does
+    not begin.
+    """
+
+    schedule: str
+    link: LinkName | None
+    actions: tuple[Action, ...]
+    deadline_s: float
+    cycle_number: int | None = None
+    command_id: str | None = None
+
+    @property
+    def items(self) -> Sequence[tuple[Action, PeerName | None]]:
+        """Each action with each of its peers in turn, in order."""
+        return [(action, peer) for action in self.actions for peer in action.peers or (None,)]
+
+
+@dataclass(slots=True)
+class _Counters:
+    """RFC 8194 `lmapt`: executions of a schedule, and those that did not happen or did not succeed."""
+
+    invocations: int = 0
+    overlaps: int = 0
+    suppressions: int = 0
+    failures: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Activity:
+    """A measurement that goes on: where, and whether a heavy one shared the interface with it."""
+
+    interface: str | None
+    load: Load
+    own_load: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A measurement that may be made."""
+
+    task: AnyTask
+    parameters: Parameters
+    time_out_s: float
+    link: Link | None
+    peer: Peer | None
+
+
+@dataclass(slots=True)
+class Instructed:
+    """What of the instruction in force a measurement needs."""
+
+    peers: Mapping[PeerName, Peer] = field(default_factory=dict)
+    suppressions: tuple[Suppression, ...] = ()
+
+
+class Measurer:
+    """Runs invocations, any number of them at a time.
+
+    Args:
+        agent_id: who measures, for progress messages.
+        clock: the clocks.
+        links: the device's links by name.
+        outbox: where results go.
+        guard: what the device agrees to be aimed at.
+        heavy: the exclusion of heavy measurements.
+        on_progress: told when a measurement starts and when it has finished; must return at once.
+        tasks: the registry.
+    """
+
+    def __init__(
+        self,
+        *,
+        agent_id: str,
+        clock: Clock,
+        links: Mapping[LinkName, Link],
+        outbox: Outbox,
+        guard: TargetGuard,
+        heavy: HeavyLock,
+        on_progress: Callable[[Progress], None],
+        tasks: Mapping[str, AnyTask] = TASKS,
+    ) -> None:
+        self.instructed = Instructed()
+        self._agent_id = agent_id
+        self._clock = clock
+        self._links = links
+        self._outbox = outbox
+        self._guard = guard
+        self._heavy = heavy
+        self._on_progress = on_progress
+        self._tasks = tasks
+        self._counters: dict[tuple[str, LinkName | None], _Counters] = {}
+        self._running: set[tuple[str, LinkName | None, str | None]] = set()
+        self._activities: set[_Activity] = set()
+        self._last_start_ns = 0
+        self._outbox_failed = False
+
+    def schedule_statuses(self) -> tuple[ScheduleStatus, ...]:
+        """The counters of every schedule on every link since the start."""
+        return tuple(
+            ScheduleStatus(
+                schedule=schedule,
+                link=link,
+                invocations=counters.invocations,
+                overlaps=counters.overlaps,
+                suppressions=counters.suppressions,
+                failures=counters.failures,
+            )
+            for (schedule, link), counters in self._counters.items()
+        )
+
+    def forget_counters_except(self, keys: Sequence[tuple[str, LinkName | None]]) -> None:
+        """Drop the counters of schedules that are no more, so that a year of changes fills no status message."""
+        kept = {*keys, *((name, link) for name, link in self._counters if name == COMMAND_SCHEDULE)}
+        self._counters = {key: counters for key, counters in self._counters.items() if key in kept}
+
+    async def run(self, invocation: Invocation) -> None:
+        """Run every action with every peer in order. One that fails or cannot be made does not stop the next."""
+        key = (invocation.schedule, invocation.link, invocation.command_id)
+        counters = self._counters.setdefault(key[:2], _Counters())
+        if key in self._running:
+            counters.overlaps += 1
+            await self.skip(invocation, NotRunReason.OVERLAP, "the one before still runs")
+            return
+        suppression = suppressing(self.instructed.suppressions, invocation.schedule, self._clock.wall_ns())
+        if suppression is not None:
+            counters.suppressions += 1
+            await self.skip(invocation, NotRunReason.SUPPRESSED, suppression.name)
+            return
+        counters.invocations += 1
+        self._running.add(key)
+        try:
+            counters.failures += not await self._run_items(invocation)
+        finally:
+            self._running.discard(key)
+
+    async def skip(self, invocation: Invocation, reason: NotRunReason, detail: str = "") -> None:
+        """Say of everything in an invocation that it was not run, and why."""
+        await self._skip_items(invocation, invocation.items, reason, detail)
+
+    async def _skip_items(
+        self,
+        invocation: Invocation,
+        items: Sequence[tuple[Action, PeerName | None]],
+        reason: NotRunReason,
+        detail: str,
+    ) -> None:
+        for action, peer in items:
+            await self._record(self._add_not_run(invocation, action, peer, NotRunError(reason, detail)))
+
+    async def _run_items(self, invocation: Invocation) -> bool:
+        """Returns whether all of them gave values."""
+        items, done, good = invocation.items, 0, True
+        try:
+            for action, peer in items:
+                result = await self._record(self._run_one(invocation, action, peer))
+                good = good and result is not None and result.values is not None
+                done += 1
+        except asyncio.CancelledError:
+            await self._skip_items(invocation, items[done + 1 :], NotRunReason.INTERRUPTED, "the agent was stopped")
+            raise
+        return good
+
+    async def _record(self, recording: Awaitable[Result]) -> Result | None:
+        """Survive an outbox that takes nothing: the next result may find it well again."""
+        try:
+            result = await recording
+        except Exception:  # noqa: BLE001 - logged with its traceback; the next ones must go on
+            if not self._outbox_failed:
+                _LOG.exception("The spool stopped taking results: what is measured from now on is lost")
+            self._outbox_failed = True
+            return None
+        if self._outbox_failed:
+            _LOG.warning("The spool takes results again")
+        self._outbox_failed = False
+        return result
+
+    async def _run_one(self, invocation: Invocation, action: Action, peer_name: PeerName | None) -> Result:
+        try:
+            plan = self._plan(invocation, action, peer_name)
+            hold = await self._take_turn(plan, invocation)
+        except NotRunError as error:
+            return await self._add_not_run(invocation, action, peer_name, error)
+        except asyncio.CancelledError:
+            stopped = NotRunError(NotRunReason.INTERRUPTED, "the agent was stopped")
+            await self._add_not_run(invocation, action, peer_name, stopped)
+            raise
+        with hold:
+            return await self._measure(plan, self._draft(invocation, action, peer_name, plan))
+
+    async def _take_turn(self, plan: _Plan, invocation: Invocation) -> AbstractContextManager[None]:
+        """A context in which this measurement may load the line."""
+        if plan.task.load is not Load.HEAVY:
+            return nullcontext()
+        return await self._heavy.acquire(invocation.deadline_s - self._clock.monotonic_s())
+
+    def _plan(self, invocation: Invocation, action: Action, peer_name: PeerName | None) -> _Plan:
+        """Find everything that a measurement needs.
+
+        Raises:
+            NotRunError: it must not or cannot be made.
+        """
+        task = self._tasks.get(action.task)
+        if task is None:
+            raise NotRunError(NotRunReason.UNKNOWN_TASK, f"this agent has no task {action.task!r}")
+        parameters, time_out_s = _convert(action.parameters, task)
+        peer = self._find_peer(peer_name, task)
+        return _Plan(task, parameters, time_out_s, self._find_link(invocation.link, task), peer)
+
+    def _find_peer(self, name: PeerName | None, task: AnyTask) -> Peer | None:
+        if name is None:
+            if task.needs_peer:
+                raise NotRunError(NotRunReason.UNKNOWN_PEER, f"{task.name} needs a peer and the action names none")
+            return None
+        peer = self.instructed.peers.get(name)
+        if peer is None:
+            raise NotRunError(NotRunReason.UNKNOWN_PEER, f"the instruction has no peer {name!r}")
+        self._guard.check(peer.host)
+        return peer
+
+    def _find_link(self, name: LinkName | None, task: AnyTask) -> Link | None:
+        if name is None:
+            if task.needs_link:
+                raise NotRunError(NotRunReason.UNKNOWN_LINK, f"{task.name} measures a link and was given none")
+            return None
+        link = self._links.get(name)
+        if link is None:
+            raise NotRunError(NotRunReason.UNKNOWN_LINK, f"this agent has no link {name!r}")
+        if not link.is_up():
+            raise NotRunError(NotRunReason.LINK_DOWN, f"interface {link.interface} is absent or down")
+        return link
+
+    async def _add_not_run(
+        self, invocation: Invocation, action: Action, peer_name: PeerName | None, error: NotRunError
+    ) -> Result:
+        started = self._start()
+        draft = self._draft(invocation, action, peer_name)
+        result = msgspec.structs.replace(draft, start_unix_ns=started.wall_ns, not_run=error.not_run)
+        await self._outbox.add(result, started)
+        _LOG.debug("Did not run %s on %s: %s", action.task, invocation.link, error)
+        return result
+
+    def _draft(
+        self, invocation: Invocation, action: Action, peer_name: PeerName | None, plan: _Plan | None = None
+    ) -> Result:
+        """The result that is true if nothing more is ever heard of it. The start is set when it starts."""
+        task = self._tasks.get(action.task)
+        return Result(
+            task=action.task,
+            task_version=task.version if task is not None else 0,
+            action=action.name,
+            schedule=invocation.schedule,
+            start_unix_ns=0,
+            clock=self._clock.reading(),
+            link=invocation.link,
+            peer=peer_name,
+            variant=_variant(action, task) if plan is None else variant_of(plan.parameters),
+            cycle_number=invocation.cycle_number,
+            command_id=invocation.command_id,
+            not_run=NotRun(reason=NotRunReason.INTERRUPTED),
+        )
+
+    def _start(self) -> Instant:
+        """This moment, never the same twice."""
+        now = Instant.now(self._clock)
+        if 0 <= self._last_start_ns - now.wall_ns < _SAME_TIME_NS:
+            now = Instant(wall_ns=self._last_start_ns + 1, boottime_ns=now.boottime_ns)
+        self._last_start_ns = now.wall_ns
+        return now
+
+    async def _measure(self, plan: _Plan, draft: Result) -> Result:
+        started = self._start()
+        draft = msgspec.structs.replace(draft, start_unix_ns=started.wall_ns)
+        row = await self._outbox.begin(draft, started)
+        self._tell("started", draft)
+        context = Context(clock=self._clock, time_out_s=plan.time_out_s, link=plan.link, peer=plan.peer)
+        try:
+            result = await self._observe(plan, context, draft)
+        except asyncio.CancelledError:
+            await self._outbox.finish(row, _with_usage(draft, context.usage))
+            raise
+        await self._outbox.finish(row, result)
+        self._tell("finished", result)
+        return result
+
+    async def _observe(self, plan: _Plan, context: Context, draft: Result) -> Result:
+        """Measure once, and read the host before and after."""
+        with self._activity(plan) as activity:
+            before, started_s = fitness.read(plan.link), self._clock.monotonic_s()
+            said = await outcome_of(plan.task, context, plan.parameters)
+            duration_s = self._clock.monotonic_s() - started_s
+            after = fitness.read(plan.link)
+        payload_bytes = context.usage.sent_bytes + context.usage.received_bytes
+        fit = fitness.judge(before, after, plan.link, payload_bytes=payload_bytes, own_load=activity.own_load)
+        result = msgspec.structs.replace(_with_usage(draft, context.usage), duration_s=duration_s, fitness=fit)
+        return msgspec.structs.replace(result, **{"not_run": None, **said})
+
+    @contextmanager
+    def _activity(self, plan: _Plan) -> Iterator[_Activity]:
+        """Whoever shares an interface with a heavy measurement is marked, whichever of the two began first."""
+        own = _Activity(plan.link.interface if plan.link is not None else None, plan.task.load)
+        beside = [other for other in self._activities if other.interface == own.interface is not None]
+        own.own_load = any(other.load is Load.HEAVY for other in beside)
+        for other in beside:
+            other.own_load = other.own_load or own.load is Load.HEAVY
+        self._activities.add(own)
+        try:
+            yield own
+        finally:
+            self._activities.discard(own)
+
+    def _tell(self, state: Any, result: Result) -> None:
+        outcome: Any = "values" if result.values is not None else "failure" if result.failure is not None else "not_run"
+        self._on_progress(
+            Progress(
+                agent_id=self._agent_id,
+                task=result.task,
+                state=state,
+                at_unix_ns=self._clock.wall_ns(),
+                link=result.link,
+                peer=result.peer,
+                outcome=outcome if state == "finished" else None,
+            )
+        )
+
+
+def _convert(raw: Mapping[str, Any], task: AnyTask) -> tuple[Parameters, float]:
+    """The task's parameters, and how long a measurement with them may take.
+
+    Raises:
+        NotRunError: `bad_parameters`.
+    """
+    try:
+        parameters = msgspec.convert(raw, task.parameters)
+        return parameters, float(task.time_out_s(parameters))
+    except (msgspec.ValidationError, ValueError) as error:
+        raise NotRunError(NotRunReason.BAD_PARAMETERS, str(error)) from None
+
+
+def _variant(action: Action, task: AnyTask | None) -> dict[str, str]:
+    """The series that a measurement which was not made would have belonged to, where its parameters say so."""
+    try:
+        return variant_of(_convert(action.parameters, task)[0]) if task is not None else {}
+    except NotRunError:
+        return {}
+
+
+def _with_usage(result: Result, usage: Usage) -> Result:
+    return msgspec.structs.replace(result, bytes_sent=usage.sent_bytes, bytes_received=usage.received_bytes)

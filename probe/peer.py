@@ -1,0 +1,68 @@
+"""The measurement peer for labs and small fleets: it answers STAMP and serves the HTTP source and sink.
+
+In production nginx serves the bulk (`return 204` for the sink, a large random file for the source); this one needs
+nothing but Python and fills 10 Gbit/s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from probe import __version__
+from probe.flows.http_connection import Limits
+from probe.flows.http_peer import HttpPeer
+from probe.flows.stamp import Reflector
+
+__all__ = ["HttpPeer", "Limits", "PeerSettings", "serve"]
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSettings:
+    """Where to answer, and how much.
+
+    An empty `host` means every address of IPv4 and IPv6; port 0 means any free one. 862 is STAMP's port (RFC 8762
+    section 4.1).
+    """
+
+    host: str = ""
+    http_port: int = 80
+    stamp_port: int = 862
+    limits: Limits = field(default_factory=Limits)
+
+
+async def serve(settings: PeerSettings, ready: Callable[[int, int], None] | None = None) -> None:
+    """Answer until cancelled; `ready` hears the HTTP and the STAMP port once both are open.
+
+    Raises:
+        OSError: an address is not ours, or in use.
+        ValueError: `host` is not an address.
+    """
+    http = HttpPeer(settings.limits, __version__)
+    async with contextlib.AsyncExitStack() as stack:
+        http.start(settings.host, settings.http_port)
+        stack.push_async_callback(asyncio.to_thread, http.stop)
+        stamp_port = await _start_reflectors(stack, settings.host, settings.stamp_port)
+        _LOG.info("peer started: HTTP on port %d, STAMP on port %d", http.port, stamp_port)
+        if ready is not None:
+            ready(http.port, stamp_port)
+        await asyncio.Event().wait()
+
+
+async def _start_reflectors(stack: contextlib.AsyncExitStack, host: str, port: int) -> int:
+    """One reflector for an address, one for each family of this host for none."""
+    first = Reflector()
+    await first.start(host or "0.0.0.0", port)  # noqa: S104 - a peer is there for everybody
+    stack.push_async_callback(first.stop)
+    if not host:
+        second = Reflector()
+        with contextlib.suppress(OSError):  # a host without IPv6
+            await second.start(str(ipaddress.IPv6Address(0)), first.port)
+            stack.push_async_callback(second.stop)
+    return first.port
