@@ -11,18 +11,10 @@ from typing import Final
 
 from fleet_controller import commands, measure_command, quarantine_commands
 from fleet_controller.config import load
-from fleet_controller.errors import (
-    BrokerError,
-    ConfigError,
-    ControllerError,
-    ServiceError,
-    StoreError,
-)
-from fleet_controller.fleet import FleetError
-from fleet_controller.instruct import InstructionTooLongError
+from fleet_controller.errors import BrokerError, ControllerError, ServiceError, StoreError
+from fleet_controller.terminal import complain
 
-OK: Final = 0
-FOUND_PROBLEMS: Final = 1
+OK: Final = 0  # 1, "found problems", is for each command to give
 USAGE: Final = 2
 UNREACHABLE: Final = 3
 _INTERRUPTED: Final = 130  # what shells give a program that Ctrl-C ended: 128 + SIGINT
@@ -55,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
         stream=sys.stderr,
     )
+    # It logs every request at INFO: a line for each batch that is stored.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         return run(args)
     except KeyboardInterrupt:
@@ -63,16 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # who read our output has enough of it; the interpreter would complain at its end
         return OK
     except ControllerError as error:
-        print(f"fleet-controller: {error}", file=sys.stderr)
+        complain(str(error))
         return _code_of(error)
 
 
 def _code_of(error: ControllerError) -> int:
     if isinstance(error, BrokerError | StoreError | ServiceError):
         return UNREACHABLE
-    if isinstance(error, ConfigError | FleetError | InstructionTooLongError):
-        return USAGE
-    return FOUND_PROBLEMS
+    return USAGE
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
-from rich.console import Console
 
 from fleet_controller.broker_session import BrokerSession
 from fleet_controller.config import ControllerConfig, load
@@ -24,6 +21,7 @@ from fleet_controller.instruct import (
 from fleet_controller.status import FleetView, last_results, view_fleet
 from fleet_controller.status_table import print_view
 from fleet_controller.store import Store
+from fleet_controller.terminal import complain, open_console, say, say_json
 from probe.tasks import TASKS
 
 _OK: Final = 0
@@ -44,7 +42,7 @@ def check(args: argparse.Namespace) -> int:
     checked = _with_instructions(check_fleet(path))
     errors = [mistake for mistake in checked.mistakes if mistake.severity == "error"]
     if args.json:
-        _print_json(
+        say_json(
             {
                 "file": str(path),
                 "ok": not errors,
@@ -64,7 +62,7 @@ def apply(args: argparse.Namespace) -> int:
     with BrokerSession(config.broker, "apply") as session:
         changes = publish_instructions(session, instructions, remove=args.remove, dry_run=args.dry_run)
     if args.json:
-        _print_json({"dry_run": args.dry_run, "changes": msgspec.to_builtins(changes)})
+        say_json({"dry_run": args.dry_run, "changes": msgspec.to_builtins(changes)})
     else:
         _print_changes(changes, dry_run=args.dry_run)
     return _OK
@@ -74,13 +72,11 @@ def status(args: argparse.Namespace) -> int:
     """Print how each agent is. Exit code 1 unless all of the fleet are measuring, 3 if the database is silent."""
     view = gather(load(args.config))
     if args.json:
-        sys.stdout.write(msgspec.json.encode(view).decode() + "\n")
+        say_json(msgspec.to_builtins(view))
     else:
-        console = Console()
-        # A table that is piped into a program or a file must not be cut to 80 columns.
-        print_view(view, console if console.is_terminal else Console(width=240))
+        print_view(view, open_console())
     if view.database_problem is not None:
-        print(f"fleet-controller: the database could not be asked: {view.database_problem}", file=sys.stderr)
+        complain(f"the database could not be asked: {view.database_problem}")
         return _UNREACHABLE
     return _OK if view.all_measuring else _FOUND_PROBLEMS
 
@@ -129,13 +125,13 @@ def _counts(fleet: Fleet) -> dict[str, int]:
 def _print_mistakes(path: Path, checked: CheckedFleet) -> None:
     for mistake in checked.mistakes:
         warning = "warning: " if mistake.severity == "warning" else ""
-        print(f"{path}:{mistake.line}: {warning}{mistake}")
+        say(f"{path}:{mistake.line}: {warning}{mistake}")
     errors = sum(mistake.severity == "error" for mistake in checked.mistakes)
     if errors:
-        print(f"{path}: {errors} {'mistake' if errors == 1 else 'mistakes'}")
+        say(f"{path}: {errors} {'mistake' if errors == 1 else 'mistakes'}")
     elif checked.fleet is not None:
         counts = _counts(checked.fleet)
-        print(
+        say(
             f"{path}: no mistakes: {counts['probes']} probes with {counts['links']} links in "
             f"{counts['provinces_with_probes']} provinces, {counts['peers']} peers, {counts['schedules']} schedules"
         )
@@ -145,11 +141,7 @@ def _print_changes(changes: list[Change], *, dry_run: bool) -> None:
     for change in changes:
         if change.kind != "same":
             revisions = f"{change.retained or '-'} -> {change.desired or '-'}"
-            print(f"{change.agent_id}: {_WORDS[change.kind]} ({revisions})")
+            say(f"{change.agent_id}: {_WORDS[change.kind]} ({revisions})")
     sent = sum(change.kind in {"new", "changed", "removed"} for change in changes)
     same = sum(change.kind == "same" for change in changes)
-    print(f"{sent} instructions {'would be' if dry_run else 'were'} sent, {same} were up to date")
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    say(f"{sent} instructions {'would be' if dry_run else 'were'} sent, {same} were up to date")

@@ -92,7 +92,7 @@ def main_demo(args: argparse.Namespace) -> int:
     Raises:
         ServiceError: a program is missing or did not start; says which, and which package has it.
     """
-    console = Console(stderr=args.json)
+    console = Console(stderr=args.json, highlight=False, soft_wrap=True)
     with _signals_noted() as stop:
         try:
             return _run(args, console, stop)
@@ -152,7 +152,7 @@ def _start(stack: ExitStack, directory: Path, console: Console, stop: Stop) -> R
         run = [sys.executable, "-m", "probe.cli", "run", "--config", str(files.probes[probe.agent_id])]
         service = Service(directory / probe.agent_id, command_in(probe.namespace, run), lambda: True)
         _begin(stack, running, probe.agent_id, service)
-    console.print(f"Everything runs after {time.monotonic() - began_s:.1f} s.", highlight=False)
+    console.print(f"Everything runs after {time.monotonic() - began_s:.1f} s.")
     return running
 
 
@@ -239,7 +239,7 @@ def _tell(reports: list[LinkReport], console: Console, running: Running, *, as_j
     if as_json_too:
         print(json.dumps(as_json(reports), indent=2), flush=True)  # noqa: T201 - the answer, for scripts
     else:
-        console.print(as_table(reports))
+        console.print(as_table(reports), soft_wrap=False)
     lacking = [report for report in reports if report.missing()]
     for report in lacking:
         console.print(f"Missing: {report.agent_id} {report.link}: {', '.join(report.missing())}", style="bold")
@@ -257,7 +257,7 @@ def _keep(stack: ExitStack, running: Running, console: Console, stop: Stop) -> N
         stack.callback(relay.stop)
         relay.start()
     console.print(f"MQTT broker: {broker.address}\nInfluxDB: http://{database.address} (database {DATABASE})")
-    console.print(f"Configuration: {running.influxd.directory.parent}\nCtrl-C ends the demo.", soft_wrap=True)
+    console.print(f"Configuration: {running.influxd.directory.parent}\nCtrl-C ends the demo.")
     try:
         _watch(running, console, stop, None)
     except InterruptedDemoError:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from fleet_controller.demo_topology import DemoLink
@@ -81,8 +82,16 @@ def counts(query: Query) -> Counter[tuple[str, str, str]]:
 
 def _question(task: str) -> str:
     columns = [_PRESENT[task], *(("delay_median_s", "fitness_own_load") if task == "round_trip" else ())]
-    quoted = ", ".join(f'"{column}"' for column in columns)
-    return f'SELECT {quoted} FROM "{task}" WHERE "outcome" = \'values\' GROUP BY "agent_id", "link", "direction"'  # noqa: S608 - no word of it comes from outside
+    # Only tags that the task has: InfluxDB 3 refuses to group by others.
+    tags = ["agent_id", *(("link",) if task != "host" else ()), *(("direction",) if task == "capacity" else ())]
+    return (
+        f"SELECT {_quoted(columns)} FROM {_quoted([task])} "  # noqa: S608 - no word of it comes from outside
+        f"WHERE \"outcome\" = 'values' GROUP BY {_quoted(tags)}"
+    )
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
 
 
 def _link_report(link: DemoLink, rows: dict[str, Rows]) -> LinkReport:
@@ -117,26 +126,32 @@ def as_json(reports: Sequence[LinkReport]) -> dict[str, Any]:
 
 
 def as_table(reports: Sequence[LinkReport]) -> Table:
-    """The reports for people."""
-    table = Table(title="Read back from InfluxDB: configured → measured (TCP payload rate, median round trip)")
-    for heading in ("probe", "link", "download Mbit/s", "upload Mbit/s", "round trip ms", "samples"):
-        table.add_column(heading, justify="left" if heading in {"probe", "link", "samples"} else "right")
+    """The reports for people, narrow enough for 80 columns: some rows for each link."""
+    table = Table(title="Read back from InfluxDB: rates of TCP payload, median delay", box=box.SIMPLE_HEAD)
+    for heading in ("line", "task"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("configured", "measured", "off by", "samples"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for report in reports:
-        have, want = report.measured, report.configured
-        table.add_row(
-            report.agent_id,
-            report.link,
-            _pair(want.download_bps, have.download_bps, 1 / _MEGA),
-            _pair(want.upload_bps, have.upload_bps, 1 / _MEGA),
-            _pair(want.rtt_s, have.rtt_s, _MS_PER_S),
-            ", ".join(f"{task} {count}" for task, count in report.samples.items()),
-        )
+        heads = (report.agent_id, report.link, "", "", "")
+        for head, row in zip(heads, _table_rows(report), strict=True):
+            table.add_row(head, *row, end_section=row[0] == TASKS[-1])
     return table
 
 
-def _pair(want: float | None, have: float | None, scale: float) -> str:
-    text = "none" if have is None else f"{have * scale:.2f}"
-    if want is None:
-        return text
-    off = "" if have is None else f" ({(have / want - 1) * 100:+.1f} %)"
-    return f"{want * scale:.2f} → {text}{off}"
+def _table_rows(report: LinkReport) -> list[tuple[str, str, str, str, str]]:
+    """Task, configured, measured, difference, samples."""
+    want, have, samples = report.configured, report.measured, report.samples
+    return [
+        ("download Mbit/s", *_compared(want.download_bps, have.download_bps, 1 / _MEGA), f"{samples['capacity']}"),
+        ("upload Mbit/s", *_compared(want.upload_bps, have.upload_bps, 1 / _MEGA), f"{samples['capacity']}"),
+        ("round_trip ms", *_compared(want.rtt_s, have.rtt_s, _MS_PER_S), f"{samples['round_trip']}"),
+        ("dns", "", "", "", f"{samples['dns']}"),
+        ("host", "", "", "", f"{samples['host']}"),
+    ]
+
+
+def _compared(want: float | None, have: float | None, scale: float) -> tuple[str, str, str]:
+    shown = ["" if value is None else f"{value * scale:.2f}" for value in (want, have)]
+    off = "" if want is None or have is None else f"{(have / want - 1) * 100:+.1f} %"
+    return shown[0], shown[1] or "none", off

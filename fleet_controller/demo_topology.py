@@ -18,10 +18,10 @@ from fleet_controller.namespaces import namespace, run_ip
 
 PROVINCES = {"demo-ha-noi-1": "ha_noi", "demo-can-tho-1": "can_tho"}
 # A good fixed line and a usual mobile one. The mobile line's loss is small enough for several TCP streams to fill
-# the line all the same (at 0.05 % and 45 ms one CUBIC stream gets about 14 Mbit/s), and large enough to be seen.
+# the line all the same (one CUBIC stream gets about 10 Mbit/s at 45 ms), and large enough to be seen in a day.
 FIXED = LinkProfile(download_bps=150_000_000, upload_bps=100_000_000, delay_s=0.006)
 MOBILE = LinkProfile(
-    download_bps=40_000_000, upload_bps=15_000_000, delay_s=0.045, jitter_s=0.004, loss_ratio=0.0005, buffer_s=0.15
+    download_bps=40_000_000, upload_bps=15_000_000, delay_s=0.045, jitter_s=0.004, loss_ratio=0.001, buffer_s=0.15
 )
 PROFILES: dict[str, LinkProfile] = {"fixed0": FIXED, "mobile0": MOBILE}
 ACCESS: dict[str, Literal["fixed", "mobile"]] = {"fixed0": "fixed", "mobile0": "mobile"}

@@ -92,7 +92,7 @@ class View:
             self._live.update(self._table(left_s, running, stored), refresh=True)
         elif now_s >= self._next_line_s:
             self._next_line_s = now_s + _LINE_EVERY_S
-            self._console.print(_line(left_s, running, stored), highlight=False, soft_wrap=True)
+            self._console.print(_line(left_s, running, stored))
 
     def _table(self, left_s: float | None, running: Sequence[tuple[str, str, str]], stored: Counts) -> Table:
         table = Table(title=f"fleet-controller demo: {_left(left_s)}", caption=f"{stored.total()} results in InfluxDB")

@@ -21,6 +21,8 @@ _IPV4, _IPV6 = 4, 6
 
 def read_fleet(root: Lined, out: Collector, tasks: Mapping[str, AnyTask]) -> Fleet:
     """Read every section. What has mistakes is left out of the fleet; they are in `out`."""
+    if root.value is None:
+        return _Reader(_NOTHING, out, tasks).read()
     if not isinstance(root.value, dict):
         out.say(root.line, (), "is not a fleet file", f"it has the sections {', '.join(_SECTIONS)}")
         return Fleet()

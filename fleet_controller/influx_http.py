@@ -28,8 +28,6 @@ Api = Literal["v1", "v2"]
 _WRITE_V1: Final = "/write"
 _WRITE_V2: Final = "/api/v2/write"
 _QUERY: Final = "/query"
-# What Go's HTTP server says of a path that it does not have; a missing database is told in JSON instead.
-_NO_SUCH_PATH: Final = "page not found"
 _STORED: Final = frozenset({200, 204})
 _LINES_AT_FAULT: Final = frozenset({400, 413, 422})
 _PERSON_NEEDED: Final = frozenset({401, 403, 404})
@@ -135,7 +133,8 @@ def detect_api(client: httpx.Client, config: InfluxConfig) -> Api:
         raise StoreUnavailableError(_no_answer(error)) from None
     if answer.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
         raise_for(answer.status_code, answer.text)
-    if answer.status_code != httpx.codes.NOT_FOUND or _NO_SUCH_PATH not in answer.text:
+    # A missing bucket or database is told in JSON, a missing path in the words of whatever HTTP server it is.
+    if answer.status_code != httpx.codes.NOT_FOUND or "json" in answer.headers.get("content-type", ""):
         return "v2"
     version = server_version(client)
     if version.startswith("1."):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import secrets
-import sys
 import time
 from typing import Any, Final
 
@@ -19,6 +17,7 @@ from fleet_controller.fleet import Fleet, load_fleet
 from fleet_controller.fleet_parts import suggest
 from fleet_controller.instruct import compile_instruction
 from fleet_controller.store import Store, quote_string
+from fleet_controller.terminal import complain, say, say_json
 from probe.messages import Action, Command, encode, topic
 from probe.tasks import TASKS
 from probe.tasks.base import AnyTask
@@ -39,13 +38,16 @@ def measure(args: argparse.Namespace) -> int:
     command = build_command(fleet, args, time.time_ns())
     _publish(config, args.agent, command, args.expires)
     if args.wait is None:
-        print(json.dumps({"command_id": command.command_id}) if args.json else command.command_id)
+        if args.json:
+            say_json({"command_id": command.command_id})
+        else:
+            say(command.command_id)
         return _OK
     expected = expected_results(fleet, args.agent, command)
     rows = _wait(config, args.agent, command, expected, args.wait)
     _print(rows, command, as_json=args.json)
     if len(rows) < expected:
-        print(f"fleet-controller: {len(rows)} of {expected} results within {args.wait:g} s", file=sys.stderr)
+        complain(f"{len(rows)} of {expected} results within {args.wait:g} s")
     return _OK if len(rows) >= expected else _NOTHING_CAME
 
 
@@ -137,9 +139,9 @@ def _wait(
 def _print(rows: list[dict[str, Any]], command: Command, *, as_json: bool) -> None:
     results = [{key: value for key, value in row.items() if value is not None} for row in rows]
     if as_json:
-        print(json.dumps({"command_id": command.command_id, "results": results}, ensure_ascii=False, indent=2))
+        say_json({"command_id": command.command_id, "results": results})
         return
     for result in results:
-        print(" ".join(str(result[key]) for key in ("measurement", "link", "peer", "outcome") if key in result))
+        say(" ".join(str(result[key]) for key in ("measurement", "link", "peer", "outcome") if key in result))
         for key, value in sorted(result.items()):
-            print(f"  {key} = {value}")
+            say(f"  {key} = {value}")

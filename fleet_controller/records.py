@@ -66,7 +66,7 @@ class Accepted:
     result: Result
     values: Values | None
     tags: dict[str, str]
-    raw: bytes
+    raw: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,8 @@ class Rejected:
     agent_id: str | None
     reason: RejectReason
     detail: str
-    payload: bytes
-    identity: bytes
+    payload: bytes = field(repr=False)
+    identity: bytes = field(repr=False)
 
 
 @dataclass(slots=True)

@@ -33,6 +33,19 @@ def free_port(host: str = "127.0.0.1", kind: socket.SocketKind = socket.SOCK_STR
         return int(sock.getsockname()[1])
 
 
+def free_dns_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody uses at this moment, neither over UDP nor over TCP: a resolver needs both."""
+    while True:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams, socket.socket() as stream:
+            datagrams.bind((host, 0))
+            port = int(datagrams.getsockname()[1])
+            try:
+                stream.bind((host, port))
+            except OSError:
+                continue
+            return port
+
+
 def die_with_parent() -> None:
     """Run in a child before exec: when its parent dies, however it dies, the kernel ends the child too."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -214,7 +227,7 @@ class Dnsmasq(Service):
     def __init__(
         self, directory: Path, *, names: dict[str, str], hosts: Sequence[str] = ("127.0.0.1",), port: int | None = None
     ) -> None:
-        self.host, self.port = hosts[0], port or free_port(hosts[0], socket.SOCK_DGRAM)
+        self.host, self.port = hosts[0], port or free_dns_port(hosts[0])
         command = [
             find_program("dnsmasq", "dnsmasq-base"),
             "--keep-in-foreground",
@@ -222,7 +235,9 @@ class Dnsmasq(Service):
             "--no-resolv",
             "--no-hosts",
             "--bind-interfaces",
+            # Both as we are: a change of user or group would clear the death signal, and it would outlive us.
             "--user=root",
+            "--group=root",
             "--pid-file",
             f"--port={self.port}",
             *(f"--listen-address={host}" for host in hosts),

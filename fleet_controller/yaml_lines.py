@@ -135,6 +135,7 @@ class _Builder:
         if isinstance(node, yaml.SequenceNode):
             items = [self.build(item, item.start_mark.line + 1, (*path, i)) for i, item in enumerate(node.value)]
             return Lined([item.value for item in items], line, dict(enumerate(items)))
+        assert isinstance(node, yaml.ScalarNode)  # noqa: S101 - the third and last kind of node
         return Lined(_scalar(node), line)
 
     def _mapping(self, node: yaml.MappingNode, line: int, path: tuple[Step, ...]) -> Lined:
@@ -156,7 +157,7 @@ class _Builder:
         self._mistakes.append(Mistake(node.start_mark.line + 1, dotted(path), problem, remedy))
 
 
-def _scalar(node: yaml.Node) -> Any:
+def _scalar(node: yaml.ScalarNode) -> Any:
     text: str = node.value
     if node.style:  # quoted, or a block of text; a plain one has none
         return text

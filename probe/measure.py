@@ -39,6 +39,9 @@ from probe.tasks import TASKS
 from probe.tasks.base import AnyTask, Context, Load, Parameters, Usage, variant_of
 
 _LOG = logging.getLogger(__name__)
+# Progress is for eyes. Of a light measurement on schedule it would cost more than its report does: only one that takes
+# long is worth it, and what is heavy or was commanded is told at once.
+_TELL_AFTER_S = 2.0
 # Two measurements that begin in the same nanosecond would be one point in the database. A clock that was stepped back
 # further than this is believed instead of being pushed on.
 _SAME_TIME_NS = NS_PER_S
@@ -126,7 +129,8 @@ class Measurer:
         outbox: where results go.
         guard: what the device agrees to be aimed at.
         heavy: the exclusion of heavy measurements.
-        on_progress: told when a measurement starts and when it has finished; must return at once.
+        on_progress: told of heavy, commanded and long measurements when they start and have finished; must return at
+            once.
         tasks: the registry.
     """
 
@@ -334,15 +338,20 @@ class Measurer:
         started = self._start()
         draft = msgspec.structs.replace(draft, start_unix_ns=started.wall_ns)
         row = await self._outbox.begin(draft, started)
-        self._tell("started", draft)
         context = Context(clock=self._clock, time_out_s=plan.time_out_s, link=plan.link, peer=plan.peer)
+        at_once = plan.task.load is Load.HEAVY or draft.command_id is not None
+        loop = asyncio.get_running_loop()
+        telling = loop.call_later(0.0 if at_once else _TELL_AFTER_S, self._tell, "started", draft)
         try:
             result = await self._observe(plan, context, draft)
         except asyncio.CancelledError:
             await self._outbox.finish(row, _with_usage(draft, context.usage))
             raise
+        finally:
+            telling.cancel()
         await self._outbox.finish(row, result)
-        self._tell("finished", result)
+        if telling.when() <= loop.time():
+            self._tell("finished", result)
         return result
 
     async def _observe(self, plan: _Plan, context: Context, draft: Result) -> Result:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from probe import __version__
 from probe.flows.http_connection import Limits
-from probe.flows.http_peer import HttpPeer
+from probe.flows.http_peer import HttpPeer, is_without_ipv6
 from probe.flows.stamp import Reflector
 
 __all__ = ["HttpPeer", "Limits", "PeerSettings", "serve"]
@@ -61,8 +60,16 @@ async def _start_reflectors(stack: contextlib.AsyncExitStack, host: str, port: i
     await first.start(host or "0.0.0.0", port)  # noqa: S104 - a peer is there for everybody
     stack.push_async_callback(first.stop)
     if not host:
-        second = Reflector()
-        with contextlib.suppress(OSError):  # a host without IPv6
-            await second.start(str(ipaddress.IPv6Address(0)), first.port)
-            stack.push_async_callback(second.stop)
+        await _start_ipv6(stack, first.port)
     return first.port
+
+
+async def _start_ipv6(stack: contextlib.AsyncExitStack, port: int) -> None:
+    reflector = Reflector()
+    try:
+        await reflector.start("::", port)
+    except OSError as error:
+        if not is_without_ipv6(error):
+            raise
+        return
+    stack.push_async_callback(reflector.stop)

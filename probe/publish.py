@@ -159,6 +159,11 @@ class Publisher:
         """Whether the broker has accepted the connection and it is not known to be lost."""
         return self._welcome is not None
 
+    @property
+    def alive(self) -> bool:
+        """Whether the work of connecting and publishing goes on; the connection itself may be down."""
+        return bool(self._tasks) and not any(task.done() for task in self._tasks)
+
     def notify(self) -> None:
         """There are new rows in the outbox."""
         self._work.set()

@@ -175,6 +175,8 @@ class Session:
             while not self._abandoned and self._client.loop(_LOOP_S) == MQTTErrorCode.MQTT_ERR_SUCCESS:
                 pass
         except Exception as error:  # noqa: BLE001 - whatever it was, the publisher must learn that this thread ends
+            # Without its traceback, which would keep the socket of a failed attempt open.
+            error = error.with_traceback(None)
             self._farewell = self._farewell or Farewell(f"{type(error).__name__}: {error}", error=error)
         finally:
             self._close()
@@ -321,8 +323,21 @@ def _guarded(call: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
+class _ClosingSocket(ssl.SSLSocket):
+    """Closes itself when the handshake fails: paho forgets the socket then, and a broken broker is tried for months."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        """Shake hands, or close."""
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
+
+
 def _tls_context(tls: config.Tls) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=tls.ca_file)
+    context.sslsocket_class = _ClosingSocket
     if tls.cert_file is not None:
         context.load_cert_chain(tls.cert_file, tls.key_file)
     return context

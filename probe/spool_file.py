@@ -35,8 +35,9 @@ _JOURNAL_BYTES_MAX: Final = 1024 * 1024
 _VACUUM_PAGES: Final = 512
 # Free pages below this share of the file are kept: they are filled again soon.
 _FREE_SHARE_KEPT: Final = 4
-# Room for the deletion of some hundred rows on a full disk.
-_RESERVE_BYTES: Final = 512 * 1024
+# The log folded into a file that has to grow for it, and the deletion after that: what one relief may need.
+_RESERVE_BYTES: Final = 2 * 1024 * 1024
+_PAGES_MAX: Final = 2**32 - 2  # SQLite's own limit: none of ours
 # Damaged files kept for a look: they may be as large as the spool.
 _DAMAGED_KEPT: Final = 2
 
@@ -137,16 +138,17 @@ class SpoolFile:
         return int(self._connection.execute(statement, parameters).lastrowid or 0)
 
     def run(self, work: Callable[[], T]) -> T:
-        """Run `work` in one transaction; make room and try once more when the disk is full.
+        """Run `work` in one transaction; make room and try again when the disk is full.
 
         Raises:
             SpoolError: it could not be done; nothing of it was.
         """
         with self._lock:
-            try:
-                return self._attempt(work)
-            except sqlite3.Error as error:
-                self._recover(error)
+            for remedy in (self._relieve, self._drop):
+                try:
+                    return self._attempt(work)
+                except sqlite3.Error as error:
+                    self._recover(error, remedy)
             try:
                 return self._attempt(work)
             except sqlite3.Error as error:
@@ -169,10 +171,10 @@ class SpoolFile:
         with self._lock:
             pages, free = self._pages()
             if free > _VACUUM_PAGES and free * _FREE_SHARE_KEPT > pages:
-                self.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
+                self._vacuum()
 
     def keep_reserve(self) -> None:
-        """Make the reserve file where it is missing and the disk has room for it."""
+        """Make the reserve file where it is missing and the disk has room; then the spool may grow again."""
         with self._lock:
             if self._reserve.exists():
                 return
@@ -181,6 +183,12 @@ class SpoolFile:
                     os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)
             except OSError:
                 self._reserve.unlink(missing_ok=True)
+                return
+            self.execute(f"PRAGMA max_page_count = {_PAGES_MAX}")
+
+    def _vacuum(self) -> None:
+        # The pragma frees one page a step, and only a script is stepped to its end where no rows come back.
+        self._connection.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
 
     def _pages(self) -> tuple[int, int]:
         return int(self.execute("PRAGMA page_count")[0][0]), int(self.execute("PRAGMA freelist_count")[0][0])
@@ -201,8 +209,8 @@ class SpoolFile:
                 self._connection.execute("ROLLBACK")
             raise
 
-    def _recover(self, error: sqlite3.Error) -> None:
-        """Do what may let a second attempt succeed.
+    def _recover(self, error: sqlite3.Error, remedy: Callable[[], None]) -> None:
+        """Do what may let another attempt succeed.
 
         Raises:
             SpoolError: nothing can.
@@ -210,18 +218,32 @@ class SpoolFile:
         if is_damaged(error):
             self._replace(str(error))
         elif is_full(error):
-            self._free_disk()
+            remedy()
         else:
             raise SpoolError(f"{self.path}: {error}") from error
 
-    def _free_disk(self) -> None:
+    def _relieve(self) -> None:
+        """Live within what the file and its log have, from now until there is room for the reserve again.
+
+        The reserve lets the log be folded into the file once more. After that the file may not grow: then it needs no
+        byte of the disk, because the log is written from its beginning again.
+        """
         self._reserve.unlink(missing_ok=True)
+        self._fold()
+        self.execute(f"PRAGMA max_page_count = {self._pages()[0]}")
+
+    def _drop(self) -> None:
         try:
             self._attempt(self._make_room)
-            self.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
-            self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:
             raise SpoolError(f"{self.path}: {error}; there is no room even to delete") from error
+        self._fold()
+
+    def _fold(self) -> None:
+        try:
+            self.execute("PRAGMA wal_checkpoint(RESTART)")
+        except sqlite3.Error as error:
+            log.debug("The log of %s could not be folded into it: %s", self.path, error)
 
     def _open_or_replace(self) -> sqlite3.Connection:
         try:

@@ -19,7 +19,6 @@ from probe.flows.stream_upload import UploadStream
 from probe.messages import FailureKind, Operation
 
 STREAMS_PER_STAGE: Final = 4
-STALL_TIME_OUT_S: Final = 3.0
 CURVE_STEP_S: Final = 0.1
 # Random, so that nothing on the way can compress it, and too long for a cache line's worth of luck.
 _SOURCE_BYTES: Final = 8 << 20
@@ -169,23 +168,27 @@ class Run:
         if self._moved_s is None:
             if any(stream.state is StreamState.MOVING for stream in self._streams.values()):
                 self._moved_s = now_s
-        elif now_s - self._moved_s > STALL_TIME_OUT_S:
-            detail = f"no byte on any stream for {STALL_TIME_OUT_S:g} s, {self._total_bytes} before"
+        elif now_s - self._moved_s > self._order.stall_time_out_s:
+            detail = f"no byte on any stream for {now_s - self._moved_s:.1f} s, {self._total_bytes} before"
             raise MeasurementFailedError(Operation.TRANSFER, FailureKind.STALLED, detail)
 
     def _limit_reached(self, passed_s: float) -> StopReason | None:
         """The order's own limits. What is under way when we stop still arrives, so it counts already."""
         if passed_s >= self._order.max_duration_s:
             if self._total_bytes == 0:
-                raise self._first_problem or MeasurementFailedError(
-                    Operation.TRANSFER, FailureKind.TIMED_OUT, f"no byte within {passed_s:.1f} s"
-                )
+                raise self._nothing_came(passed_s)
             return StopReason.MAX_DURATION
         if self._order.max_bytes is not None:
             under_way_bytes = self._estimator.rate_bps() / _BITS * (self._rtt_s() + SAMPLE_PERIOD_S)
             if self._total_bytes + under_way_bytes >= self._order.max_bytes:
                 return StopReason.MAX_BYTES
         return None
+
+    def _nothing_came(self, passed_s: float) -> MeasurementFailedError:
+        if self._first_problem is not None:
+            return self._first_problem
+        operation = Operation.REQUEST if self._moved_s is None else Operation.TRANSFER
+        return MeasurementFailedError(operation, FailureKind.TIMED_OUT, f"no byte within {passed_s:.1f} s")
 
     def _grow(self) -> None:
         self._streams_wanted = min(self._streams_wanted + STREAMS_PER_STAGE, self._order.streams_max)

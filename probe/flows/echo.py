@@ -1,9 +1,4 @@
-"""The engine under every echo measurement: send numbered packets on a link's socket, collect what answers them.
-
-Replies are stamped by the kernel on arrival (SO_TIMESTAMPNS_NEW): a stamp taken in Python after `recv` is wrong by
-milliseconds when the interpreter is busy. Such stamps are of the wall clock, so a step of that clock between sending
-and receiving would be read as delay; the sample loses its delay then, and stays counted as received.
-"""
+"""The engine under every echo measurement: send numbered packets on a link's socket, collect what answers them."""
 
 from __future__ import annotations
 
@@ -13,7 +8,6 @@ import os
 import random
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -22,6 +16,7 @@ from probe.clock import NS_PER_S
 from probe.errors import MeasurementFailedError
 from probe.flows.delays import Arrival
 from probe.flows.faults import failed, kind_of
+from probe.flows.moments import Moment, ask_for_stamps, delay_ns, now, stamp_of
 from probe.messages import FailureKind, Operation
 
 # Not 0, so that a reflector which counts on its own can be told from one that repeats our numbers
@@ -31,17 +26,8 @@ FIRST_SEQUENCE: Final = 1
 # Each gap is drawn from interval * (1 +- this), so that the series cannot lock to something periodic (RFC 3432).
 SPREAD_RATIO: Final = 0.1
 
-# A wall clock that moved further than this against the monotonic one was stepped; slewing moves both alike.
-CLOCK_STEP_NS: Final = 500_000
-# Two clocks cannot be read at once. A pair read within this span is good enough to see a step; the tries bound the
-# wait on a busy host.
-_PAIR_SPAN_NS: Final = 50_000
-_PAIR_TRIES: Final = 5
-
-SO_TIMESTAMPNS_NEW: Final = 64  # asm-generic/socket.h; a 16-byte stamp on 32-bit userland too
 _IP_RECVERR: Final = 11  # linux/in.h
 _IPV6_RECVERR: Final = 25  # linux/in6.h
-_STAMP = struct.Struct("=qq")  # struct __kernel_timespec
 _EXTENDED_ERROR = struct.Struct("=I")  # linux/errqueue.h: ee_errno comes first in struct sock_extended_err
 ANCILLARY_BYTES: Final = 256
 # Longer than any Ethernet frame, jumbo frames included.
@@ -55,14 +41,6 @@ class ByteCount(Protocol):
 
     sent_bytes: int
     received_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """One moment on the wall clock and on the monotonic one."""
-
-    wall_ns: int
-    monotonic_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,56 +93,14 @@ class Series:
     send_error: OSError | None = None
     network_error: OSError | None = None
 
-
-def now() -> Moment:
-    """Read both clocks together."""
-    for _ in range(_PAIR_TRIES):
-        before = time.monotonic_ns()
-        wall = time.time_ns()
-        after = time.monotonic_ns()
-        if after - before <= _PAIR_SPAN_NS:
-            break
-    return Moment(wall_ns=wall, monotonic_ns=(before + after) // 2)
-
-
-def delay_ns(sent: Moment, stamp_ns: int | None, received: Moment, residence_ns: int = 0) -> int | None:
-    """Round-trip delay without the reflector's share (RFC 2681, RFC 8762 section 4.3).
-
-    Args:
-        sent: when the packet left, on both clocks.
-        stamp_ns: the kernel's wall-clock stamp of the reply; absent where the kernel gives none.
-        received: when the program read the reply, on both clocks.
-        residence_ns: how long the reflector says that it kept the packet.
-
-    Returns:
-        The delay, or absent when a clock was stepped meanwhile, here or at the reflector.
-    """
-    elapsed_ns = received.monotonic_ns - sent.monotonic_ns
-    stepped_ns = (received.wall_ns - sent.wall_ns) - elapsed_ns
-    if stamp_ns is None:
-        delay = elapsed_ns - residence_ns
-    elif abs(stepped_ns) > CLOCK_STEP_NS:
-        return None
-    else:
-        delay = stamp_ns - sent.wall_ns - residence_ns
-    possible = residence_ns >= 0 and 0 <= delay <= elapsed_ns + CLOCK_STEP_NS
-    return delay if possible else None
-
-
-def stamp_of(ancillary: Iterable[tuple[int, int, bytes]]) -> int | None:
-    """The kernel's receive stamp in wall-clock ns, absent where it gave none."""
-    for level, kind, content in ancillary:
-        if level == socket.SOL_SOCKET and kind == SO_TIMESTAMPNS_NEW and len(content) >= _STAMP.size:
-            seconds, nanoseconds = _STAMP.unpack_from(content)
-            return int(seconds * NS_PER_S + nanoseconds)
-    return None
+    def lost_link(self) -> bool:
+        """Whether the kernel said that the interface is gone."""
+        return self.send_error is not None and kind_of(self.send_error) == FailureKind.LINK_LOST
 
 
 def prepare(sock: socket.socket) -> None:
     """Ask for receive stamps and for every error that the network reports, not the fatal ones alone."""
-    # A kernel older than 5.1 has no such stamp: the delay is then taken from the monotonic clock.
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS_NEW, 1)
+    ask_for_stamps(sock)
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
     else:
@@ -216,7 +152,10 @@ class Echo:
     def _step(self, loop: asyncio.AbstractEventLoop, sequence: int) -> None:
         """Send one packet and arrange for the next: a chain of timers costs less than a task that sleeps."""
         self._send(sequence)
-        if sequence >= FIRST_SEQUENCE + self._plan.packets - 1:
+        if self._series.lost_link():
+            # Nothing can come back over an interface that is gone, and nothing more can be said of the line.
+            self._waiting.clear()
+        if self._series.lost_link() or sequence >= FIRST_SEQUENCE + self._plan.packets - 1:
             self._all_sent.set()
             return
         gap_s = self._plan.interval_s * random.uniform(1 - SPREAD_RATIO, 1 + SPREAD_RATIO)  # noqa: S311 - spacing
@@ -315,7 +254,7 @@ def raise_if_failed(series: Series, is_up: Callable[[], bool]) -> None:
             would be read as loss on the line); or no packet could be sent; or nothing came back but an error.
     """
     sent_error, network_error = series.send_error, series.network_error
-    if sent_error is not None and (kind_of(sent_error) == FailureKind.LINK_LOST or not is_up()):
+    if sent_error is not None and (series.lost_link() or not is_up()):
         raise MeasurementFailedError(Operation.SEND, FailureKind.LINK_LOST, str(sent_error)) from sent_error
     if sent_error is not None and not series.sent:
         raise failed(Operation.SEND, sent_error) from sent_error

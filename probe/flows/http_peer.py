@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import ipaddress
 import logging
 import os
@@ -190,9 +191,18 @@ def open_listeners(host: str, port: int) -> list[socket.socket]:
         version = ipaddress.ip_address(host).version
         return [_listen(socket.AF_INET6 if version == 6 else socket.AF_INET, host, port)]  # noqa: PLR2004 - IPv6
     listeners = [_listen(socket.AF_INET, "0.0.0.0", port)]  # noqa: S104 - a peer is there for everybody
-    with contextlib.suppress(OSError):  # a host without IPv6
+    try:
         listeners.append(_listen(socket.AF_INET6, "::", listeners[0].getsockname()[1]))
+    except OSError as error:
+        if not is_without_ipv6(error):
+            listeners[0].close()
+            raise
     return listeners
+
+
+def is_without_ipv6(error: OSError) -> bool:
+    """Whether an IPv6 address could not be opened because the host has no IPv6, or has it switched off."""
+    return error.errno in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
 
 
 def _listen(family: socket.AddressFamily, host: str, port: int) -> socket.socket:

@@ -8,7 +8,8 @@ import struct
 from typing import Final
 
 from probe.errors import NotRunError
-from probe.flows.echo import Moment, Reply
+from probe.flows.echo import Reply
+from probe.flows.moments import Moment
 from probe.links import IpVersion, Link
 from probe.messages import NotRunReason
 

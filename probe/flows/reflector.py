@@ -8,7 +8,6 @@ a whole batch, straight on the socket.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 import struct
@@ -18,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from probe.clock import Clock, SystemClock
-from probe.flows.echo import ANCILLARY_BYTES, DATAGRAM_BYTES_MAX, SO_TIMESTAMPNS_NEW, stamp_of
+from probe.flows.echo import ANCILLARY_BYTES, DATAGRAM_BYTES_MAX
+from probe.flows.moments import ask_for_stamps, stamp_of
 from probe.flows.stamp_packets import PACKET_BYTES, ReflectorPacket, SenderPacket, error_estimate_of, ntp_of
 
 _LOG = logging.getLogger(__name__)
@@ -205,9 +205,7 @@ def _open(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.sock
     try:
         sock.setblocking(False)  # noqa: FBT003 - the socket API takes it so
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
-        # Kernels older than 5.1 have no such stamp; the program's own clock stands in for it.
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS_NEW, 1)
+        ask_for_stamps(sock)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)

@@ -6,7 +6,8 @@ import secrets
 import struct
 from typing import Final
 
-from probe.flows.echo import Moment, Reply
+from probe.flows.echo import Reply
+from probe.flows.moments import Moment
 from probe.flows.reflector import Reflector
 from probe.flows.stamp_packets import PACKET_BYTES, ReflectorPacket, SenderPacket, error_estimate_of, ntp_of
 from probe.messages import ClockReading

@@ -26,6 +26,7 @@ Direction = Literal["download", "upload"]
 # SYNs are repeated after 1 and 3 s (RFC 6298): two lost ones are still a connection.
 CONNECT_TIME_OUT_S: Final = 5.0
 REQUEST_TIME_OUT_S: Final = 5.0
+STALL_TIME_OUT_S: Final = 3.0
 RECEIVE_BYTES_MAX: Final = 1 << 20
 USER_AGENT: Final = "fleet-probe"
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)  # close with RST: what is still queued must not cost the line
@@ -36,6 +37,7 @@ class Order:
     """What to transfer, from or to whom, and when to end.
 
     `host` goes into the Host header; `address` is where to connect. An upload is sent as POSTs of `post_bytes` each.
+    The time-outs are for one stream's connection, for its answer, and for all streams together without a byte.
     """
 
     direction: Direction
@@ -47,6 +49,9 @@ class Order:
     max_bytes: int | None
     streams_max: int
     post_bytes: int = 1 << 30
+    connect_time_out_s: float = CONNECT_TIME_OUT_S
+    request_time_out_s: float = REQUEST_TIME_OUT_S
+    stall_time_out_s: float = STALL_TIME_OUT_S
 
 
 class StreamState(Enum):
@@ -119,11 +124,11 @@ class Stream:
         """
         waited_s = now_s - self._since_s
         place = f"{self.order.address}:{self.order.port}"
-        if self.state is StreamState.CONNECTING and waited_s > CONNECT_TIME_OUT_S:
-            detail = f"{place} did not accept within {CONNECT_TIME_OUT_S:g} s"
+        if self.state is StreamState.CONNECTING and waited_s > self.order.connect_time_out_s:
+            detail = f"{place} did not accept within {waited_s:.1f} s"
             raise MeasurementFailedError(Operation.CONNECT, FailureKind.TIMED_OUT, detail)
-        if self.state in {StreamState.ASKING, StreamState.WAITING} and waited_s > REQUEST_TIME_OUT_S:
-            detail = f"{place} did not answer within {REQUEST_TIME_OUT_S:g} s"
+        if self.state in {StreamState.ASKING, StreamState.WAITING} and waited_s > self.order.request_time_out_s:
+            detail = f"{place} did not answer within {waited_s:.1f} s"
             raise MeasurementFailedError(Operation.REQUEST, FailureKind.TIMED_OUT, detail)
 
     def refresh(self) -> int:

@@ -40,12 +40,19 @@ async def _in_thread(work: Callable[[threading.Event], T]) -> T:
     stop = threading.Event()
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bulk")
     future = asyncio.get_running_loop().run_in_executor(executor, work, stop)
+    future.add_done_callback(_see)
     try:
         return await asyncio.shield(future)
     finally:
         stop.set()
-        if not future.done():  # cancelled: the thread looks at `stop` every 50 ms
-            await asyncio.wait((future,))
-        if not future.cancelled():
-            future.exception()  # seen, so that nobody reports it as forgotten
-        executor.shutdown(wait=True)
+        try:
+            if not future.done():  # cancelled: the thread looks at `stop` every 50 ms
+                await asyncio.wait((future,))
+        finally:
+            executor.shutdown(wait=True)
+
+
+def _see(future: asyncio.Future[T]) -> None:
+    """Look at the outcome, so that nobody reports one as forgotten that nobody waits for any more."""
+    if not future.cancelled():
+        future.exception()

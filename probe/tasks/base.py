@@ -6,6 +6,7 @@ baselines follow from the types given here.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -129,6 +130,7 @@ class TaskType(Generic[P, V]):
 AnyTask = TaskType[Any, Any]
 
 
+@functools.cache
 def variant_fields(parameters: type[Parameters]) -> dict[str, tuple[str, ...]]:
     """The parameters that become the result's `variant`, each with its allowed values as strings."""
     return {

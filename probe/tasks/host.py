@@ -46,7 +46,7 @@ class HostValues(Values, frozen=True):
     `cpu_busy_ratio` is over all cores, `cpu_busiest_core_ratio` of the busiest one (0..1), both within the window.
     `throttled` and `under_voltage` are about now, the `_seen` ones about some time since the firmware last forgot.
     `nic_speed_bps` is the lowest speed that a wired port with a cable negotiated. Disk figures are of the root file
-    system, what an ordinary user may have of it. `clock_max_error_s` is the kernel's own bound.
+    system, what an ordinary user may have of it. `clock_error_bound_s` is the kernel's own bound.
     """
 
     clock_synchronised: bool
@@ -66,7 +66,7 @@ class HostValues(Values, frozen=True):
     disk_free_inodes: int | None = None
     nic_speed_bps: int | None = None
     uptime_s: float | None = None
-    clock_max_error_s: float | None = None
+    clock_error_bound_s: float | None = None
 
 
 async def measure(context: Context, parameters: HostParameters) -> HostValues:
@@ -100,7 +100,7 @@ async def look(root: Path, clock: Clock, window_s: float) -> HostValues:
         nic_speed_bps=nic_speed_bps(root),
         uptime_s=_uptime_s(root),
         clock_synchronised=reading.state == ClockState.SYNCHRONISED,
-        clock_max_error_s=reading.max_error_s,
+        clock_error_bound_s=reading.max_error_s,
     )
 
 

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from pathlib import Path
 
 import pytest
 from real_fleet import Fleet, wait_until
 
 RESULTS_WANTED = 2000
+# A measurement that takes most of its slot: a kill is likely to meet it.
+LONG = """\
+  long:
+    period_s: 3
+    actions:
+      - {task: round_trip, name: stamp, peers: [near], parameters: {packets: 10, interval_s: 0.2}}
+"""
 
 
 def numbered(fleet: Fleet, agent_id: str) -> dict[str, int]:
@@ -71,18 +79,23 @@ def test_every_completed_result_is_stored_exactly_once_whatever_is_killed(fleet:
 
 
 @pytest.mark.timeout(180)
-def test_a_probe_that_is_killed_in_mid_measurement_says_so(fleet: Fleet) -> None:
+def test_a_probe_that_is_killed_in_mid_measurement_says_so(tmp_path: Path) -> None:
     """The row that was open when the power went is delivered as `not_run(interrupted)`."""
-    wait_until(lambda: stored_count(fleet) > 20, "the first results are stored")
+    fleet = Fleet(tmp_path, ["cut-1"])
     found = "SELECT not_run_reason, agent_id FROM round_trip WHERE not_run_reason = 'interrupted'"
-    for _ in range(20):
-        fleet.probes["durable-1"].kill()
-        fleet.probes["durable-1"].start()
-        time.sleep(2)
-        if fleet.query(found):
-            break
-    rows = fleet.query(found)
-    assert {row["agent_id"] for row in rows} == {"durable-1"}
+    try:
+        fleet.start(LONG)
+        wait_until(lambda: stored_count(fleet) > 2, "the first results are stored")
+        for _ in range(20):
+            fleet.probes["cut-1"].kill()
+            fleet.probes["cut-1"].start()
+            time.sleep(3)  # a power cut at any moment of the schedule
+            if fleet.query(found):
+                break
+        rows = fleet.query(found)
+    finally:
+        fleet.stop()
+    assert {row["agent_id"] for row in rows} == {"cut-1"}
 
 
 @pytest.mark.timeout(180)

@@ -20,7 +20,7 @@ BAD = [
     ),
     pytest.param("xyzzy = 1\n" + MINIMAL, "unknown field `xyzzy`", "remove it", id="key like no other"),
     pytest.param(MINIMAL + "[quarantine]\nmax_bytes = '1 GB'\n", "Expected `int`, got `str`", "", id="type"),
-    pytest.param("shards = [32]\n" + MINIMAL, "Expected `int` < 32", "", id="shard out of range"),
+    pytest.param("shards = [32]\n" + MINIMAL, "Expected `int` <= 31", "", id="shard out of range"),
     pytest.param("shards = []\n" + MINIMAL, "length >= 1", "", id="no shard at all"),
     pytest.param("fleet_file = 5\n" + MINIMAL, "Expected the path of a file, got 5", "", id="path"),
     pytest.param("fleet_file = ''\n" + MINIMAL, "Expected the path of a file, got ''", "", id="empty path"),

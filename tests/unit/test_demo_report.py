@@ -112,18 +112,19 @@ def test_on_the_loopback_nothing_is_configured() -> None:
 
 
 def shown(reports: list[demo_report.LinkReport]) -> str:
-    """The table as text."""
+    """The table as text, on a terminal of the usual width, spaces folded."""
     out = io.StringIO()
-    Console(file=out, width=160).print(demo_report.as_table(reports))
-    return out.getvalue()
+    Console(file=out, width=80).print(demo_report.as_table(reports))
+    assert "…" not in out.getvalue(), "a column was cut"
+    return " ".join(out.getvalue().split())
 
 
 def test_the_table_shows_both_sides_and_the_difference() -> None:
-    """Configured, measured, and how far off."""
+    """Configured, measured, how far off, and of how many samples; what is missing says so."""
     text = shown(demo_report.read_back(asked(rows(agent_id=AGENT, link="fixed0")), [FIXED_LINK, MOBILE_LINK]))
-    assert "144.80 → 144.50 (-0.2 %)" in text
-    assert "6.00 → 6.10 (+1.7 %)" in text
-    assert "45.00 → none" in text
+    assert "demo-ha-noi-1 download Mbit/s 144.80 144.50 -0.2 % 4 fixed0 upload Mbit/s 96.53 96.50 -0.0 % 4" in text
+    assert "round_trip ms 6.00 6.10 +1.7 % 7" in text
+    assert "round_trip ms 45.00 none 0" in text
 
 
 @pytest.mark.parametrize("icmp", [True, False])

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from probe.errors import MeasurementFailedError
 from probe.flows.delays import Arrival
-from probe.flows.echo import Moment, Plan, Series, delay_ns, error_of, now, raise_if_failed, stamp_of
+from probe.flows.echo import Plan, Series, error_of, raise_if_failed
+from probe.flows.moments import Moment, delay_ns, now, stamp_of
 from probe.messages import FailureKind, Operation
 
 MS = 1_000_000

@@ -144,5 +144,6 @@ def test_words_stay_words() -> None:
     root = parse_lined("a: no\nb: 19:30\nc: 1_000\nd: 'true'\ne: true\nf: 1e3\ng: ~\nh: 0o17\ni: -5\nj: .5\n", [])
     assert root is not None
     assert root.value == {
-        "a": "no", "b": "19:30", "c": 1000, "d": "true", "e": True, "f": 1000.0, "g": None, "h": "0o17", "i": -5, "j": 0.5,
+        "a": "no", "b": "19:30", "c": 1000, "d": "true", "e": True, "f": 1000.0, "g": None, "h": "0o17", "i": -5,
+        "j": 0.5,
     }  # fmt: skip

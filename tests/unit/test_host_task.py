@@ -25,7 +25,8 @@ from probe.tasks.host import (
 PI_4 = {
     "proc/loadavg": "0.42 0.36 0.30 2/165 2290\n",
     "proc/uptime": "86400.25 340000.00\n",
-    "proc/meminfo": "MemTotal:        1881380 kB\nMemFree:          100 kB\nMemAvailable:    1500000 kB\nHugePages_Total:  0\n",
+    "proc/meminfo": "MemTotal:        1881380 kB\nMemFree:          100 kB\nMemAvailable:    1500000 kB\n"
+    "HugePages_Total:  0\n",
     "proc/stat": "cpu  300 0 100 600 0 0 0 0 0 0\ncpu0 200 0 50 250 0 0 0 0 0 0\n"
     "cpu1 100 0 50 350 0 0 0 0 0 0\nintr 5\nctxt 6\n",
     "sys/class/thermal/thermal_zone0/type": "cpu-thermal\n",
@@ -75,7 +76,7 @@ async def test_a_pi_under_low_voltage(tmp_path: Path) -> None:
     assert (values.cpu_count, values.temperature_celsius, values.nic_speed_bps) == (2, 48.686, 100_000_000)
     assert (values.throttled, values.throttled_seen) == (True, True)
     assert (values.under_voltage, values.under_voltage_seen) == (True, True)
-    assert (values.clock_synchronised, values.clock_max_error_s) == (True, 0.002)
+    assert (values.clock_synchronised, values.clock_error_bound_s) == (True, 0.002)
     assert values.disk_free_bytes is not None
     assert values.disk_free_bytes > 0
 
@@ -84,7 +85,7 @@ async def test_a_host_that_has_nothing(tmp_path: Path) -> None:
     """What is not there is absent: no zero, no -1, no error."""
     values = await look_at(tmp_path)
     present = {name for name in values.__struct_fields__ if getattr(values, name) is not None}
-    assert present - {"disk_free_inodes"} == {"clock_synchronised", "clock_max_error_s", "disk_free_bytes"}
+    assert present - {"disk_free_inodes"} == {"clock_synchronised", "clock_error_bound_s", "disk_free_bytes"}
 
 
 async def test_a_root_that_is_not_there(tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_nic_speed_is_the_lowest_with_a_cable(tmp_path: Path) -> None:
 
 async def test_this_very_host() -> None:
     """On the real machine: what every Linux has is there and plausible."""
-    values = await look(Path("/"), SystemClock(), 0.05)
+    values = await look(Path("/"), SystemClock(), 0)
     assert values.cpu_count is not None
     assert values.cpu_count > 0
     assert values.memory_available_bytes is not None

@@ -38,7 +38,9 @@ def test_seven_cities_are_centrally_run() -> None:
 def test_seven_codes_changed_their_meaning() -> None:
     """A bare code is ambiguous: these name one unit before the merger and another one after it."""
     changed = {
-        old.code for old in old_provinces() if old.code in BY_CODE and slug_of(BY_CODE[old.code].name) != slug_of(old.name)
+        old.code
+        for old in old_provinces()
+        if old.code in BY_CODE and slug_of(BY_CODE[old.code].name) != slug_of(old.name)
     }
     assert changed == {"15", "24", "44", "52", "80", "82", "91"}
 

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probe.flows.echo import Moment, Reply
+from probe.flows.echo import Reply
+from probe.flows.moments import Moment
 from probe.flows.stamp import StampProtocol
 from probe.flows.stamp_packets import (
     PACKET_BYTES,

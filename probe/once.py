@@ -1,0 +1,227 @@
+"""One measurement on the command line: by the same path as the agent's, but nothing of it is stored or sent.
+
+What a person at the device aims at is that person's wish, so an address given here need not be within `targets`; a
+peer of the controller's instruction must.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from probe.clock import Instant, SystemClock
+from probe.config import ProbeConfig, Targets, convert_strict
+from probe.errors import ConfigError
+from probe.exclusion import HeavyLock
+from probe.instruction import COMMAND_SCHEDULE, InstructionFile
+from probe.links import Link
+from probe.measure import Instructed, Invocation, Measurer
+from probe.messages import Action, Failure, NotRun, Peer, Progress, Result, encode
+from probe.targets import TargetGuard
+from probe.tasks import TASKS
+from probe.tasks.base import AnyTask, Load
+
+_PEER_GIVEN = "given"
+# RFC 8762 section 4.1, and HTTP's own.
+_STAMP_PORT = 862
+_HTTP_PORT = 80
+_TEXT_ITEMS_MAX = 5  # of a curve: the rest is for --json
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the command line asks for."""
+
+    task: str
+    link: str | None
+    peer: str | None
+    stamp_port: int | None
+    settings: tuple[str, ...]
+    wait_s: float
+
+
+class _OneResult:
+    """An outbox for one result, in memory."""
+
+    def __init__(self) -> None:
+        self.result: Result | None = None
+
+    async def begin(self, draft: Result, started: Instant) -> int:  # noqa: ARG002 - measure.Outbox
+        self.result = draft
+        return 1
+
+    async def finish(self, row: int, result: Result) -> int:  # noqa: ARG002 - measure.Outbox
+        self.result = result
+        return 1
+
+    async def add(self, result: Result, started: Instant) -> int:  # noqa: ARG002 - measure.Outbox
+        self.result = result
+        return 1
+
+
+def measure_once(config: ProbeConfig, wish: Wish) -> Result:
+    """Measure as wished.
+
+    Raises:
+        ConfigError: the wish names what is not there, with what there is.
+    """
+    task = _find_task(wish.task)
+    parameters = _parse_settings(wish.settings, task)
+    link = _find_link(config, wish.link, task)
+    peer = _find_peer(config, wish, task)
+    action = Action(name="once", task=task.name, peers=(peer.name,) if peer else (), parameters=parameters)
+    outbox = _OneResult()
+    measurer = Measurer(
+        agent_id=config.agent_id,
+        clock=SystemClock(),
+        links={one.name: Link(one) for one in config.links},
+        outbox=outbox,
+        guard=_guard(config, peer),
+        heavy=HeavyLock(_lock_path(config, task)),
+        on_progress=_ignore,
+    )
+    measurer.instructed = Instructed(peers={peer.name: peer} if peer else {})
+    deadline_s = SystemClock().monotonic_s() + wish.wait_s
+    asyncio.run(measurer.run(Invocation(COMMAND_SCHEDULE, link, (action,), deadline_s)))
+    if outbox.result is None:
+        raise ConfigError(wish.task, "gave no result: this is a fault of the program")
+    return outbox.result
+
+
+def _ignore(_: Progress) -> None:
+    """Nobody watches."""
+
+
+def _find_task(name: str) -> AnyTask:
+    if name not in TASKS:
+        raise ConfigError(name, "there is no such task", "one of " + ", ".join(sorted(TASKS)))
+    return TASKS[name]
+
+
+def _parse_settings(settings: tuple[str, ...], task: AnyTask) -> dict[str, Any]:
+    """`key=value`, where a value is JSON if it can be read so, else text."""
+    parsed: dict[str, Any] = {}
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {setting}", "has no value", f"write --set {setting}=VALUE")
+        try:
+            parsed[key] = json.loads(text)
+        except ValueError:
+            parsed[key] = text
+    known = ", ".join(task.parameters.__struct_fields__)
+    for key in parsed:
+        if key not in task.parameters.__struct_fields__:
+            raise ConfigError(f"--set {key}", f"{task.name} has no such parameter", f"one of {known}")
+    convert_strict(parsed, task.parameters, "--set")
+    return parsed
+
+
+def _find_link(config: ProbeConfig, name: str | None, task: AnyTask) -> str | None:
+    names = [link.name for link in config.links]
+    if name is None:
+        return names[0] if task.needs_link else None
+    if name not in names:
+        raise ConfigError(f"--link {name}", "the configuration has no such link", "one of " + ", ".join(names))
+    return name if task.needs_link else None
+
+
+def _find_peer(config: ProbeConfig, wish: Wish, task: AnyTask) -> Peer | None:
+    kept = InstructionFile(Path(config.state_dir), config.agent_id).load()
+    peers = {peer.name: peer for peer in kept.peers} if kept is not None else {}
+    known = f"a host[:http_port], or one of the instruction's: {', '.join(sorted(peers)) or 'none is stored here'}"
+    if wish.peer is None:
+        if task.needs_peer:
+            raise ConfigError("--peer", f"{task.name} needs a peer", known)
+        return None
+    if wish.peer in peers:
+        peer = peers[wish.peer]
+        return msgspec.structs.replace(peer, stamp_port=wish.stamp_port or peer.stamp_port)
+    host, http_port = _split_peer(wish.peer, known)
+    return Peer(name=_PEER_GIVEN, host=host, http_port=http_port, stamp_port=wish.stamp_port or _STAMP_PORT)
+
+
+def _split_peer(text: str, known: str) -> tuple[str, int]:
+    """Host and HTTP port of `host`, `host:port`, `v6` or `[v6]:port`."""
+    host, port = text, ""
+    if text.startswith("["):
+        host, _, port = text[1:].partition("]")
+        port = port.removeprefix(":")
+    elif text.count(":") == 1:
+        host, _, port = text.partition(":")
+    if port and not (port.isdigit() and 0 < int(port) < 65536):  # noqa: PLR2004 - the range of a port
+        raise ConfigError(f"--peer {text}", f"{port} is not a port", known)
+    if not _is_address(host) and ("." not in host or ":" in host):
+        raise ConfigError(f"--peer {text}", "is no known peer and no address", known)
+    return host, int(port) if port else _HTTP_PORT
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return True
+
+
+def _guard(config: ProbeConfig, peer: Peer | None) -> TargetGuard:
+    """The device's targets, and what a person gave by its address."""
+    targets = config.targets
+    if peer is None or peer.name != _PEER_GIVEN:
+        return TargetGuard(targets)
+    try:
+        network = str(ipaddress.ip_network(peer.host))
+    except ValueError:
+        return TargetGuard(Targets(networks=targets.networks, domains=(*targets.domains, peer.host)))
+    return TargetGuard(Targets(networks=(*targets.networks, network), domains=targets.domains))
+
+
+def _lock_path(config: ProbeConfig, task: AnyTask) -> Path:
+    """The agent's own lock, so that two heavy measurements never share the device."""
+    path = Path(config.state_dir) / "heavy.lock"
+    if task.load is not Load.HEAVY:
+        return path
+    try:
+        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        problem = f"{task.name} is heavy and must hold {path}: {error.strerror}"
+        raise ConfigError("state_dir", problem, "run it as root or as the agent's user") from None
+    return path
+
+
+def as_json(result: Result) -> str:
+    """The result as it would travel."""
+    return encode(result).decode()
+
+
+def as_text(result: Result) -> str:
+    """The result for a person."""
+    what = " ".join(result.variant.values())
+    where = f" on {result.link}" if result.link else ""
+    whom = f" to {result.peer}" if result.peer else ""
+    head = f"{result.task}{f' ({what})' if what else ''}{where}{whom}: {_outcome(result)}"
+    lines = [f"  {name} = {_shown(value)}" for name, value in (result.values or {}).items()]
+    cost = f"  took {result.duration_s or 0:.3f} s, {result.bytes_sent} bytes sent, {result.bytes_received} received"
+    return "\n".join([head, *lines, cost])
+
+
+def _outcome(result: Result) -> str:
+    said: Failure | NotRun | None = result.failure or result.not_run
+    if isinstance(said, Failure):
+        return f"failed: {said.operation} {said.kind}" + (f": {said.detail}" if said.detail else "")
+    if isinstance(said, NotRun):
+        return f"not run: {said.reason}" + (f": {said.detail}" if said.detail else "")
+    return "measured"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple) and len(value) > _TEXT_ITEMS_MAX:
+        return f"{len(value)} items, see --json"
+    return json.dumps(value, ensure_ascii=False)
