@@ -70,7 +70,7 @@ class Controller:
         self._patience = Patience(self._stopping)
         self._fleet = load_fleet(config.fleet_file, tasks)
         self._validator = Validator(self._fleet, tasks)
-        self._store = Store(config.influxdb, tasks)
+        self._store = Store(config.influxdb, tasks, config.batch.max_points)
         self._quarantine = Quarantine(config.quarantine_dir, config.quarantine)
         self._receipts = ReceiptBook()
         self._ingest = MqttIngest(config.broker, config.batch, config.shards, self._publish_instructions)

@@ -21,7 +21,7 @@ PROVINCES = {"demo-ha-noi-1": "ha_noi", "demo-can-tho-1": "can_tho"}
 # the line all the same (one CUBIC stream gets about 10 Mbit/s at 45 ms), and large enough to be seen in a day.
 FIXED = LinkProfile(download_bps=150_000_000, upload_bps=100_000_000, delay_s=0.006)
 MOBILE = LinkProfile(
-    download_bps=40_000_000, upload_bps=15_000_000, delay_s=0.045, jitter_s=0.004, loss_ratio=0.001, buffer_s=0.15
+    download_bps=40_000_000, upload_bps=15_000_000, delay_s=0.045, jitter_s=0.003, loss_ratio=0.001, buffer_s=0.15
 )
 PROFILES: dict[str, LinkProfile] = {"fixed0": FIXED, "mobile0": MOBILE}
 ACCESS: dict[str, Literal["fixed", "mobile"]] = {"fixed0": "fixed", "mobile0": "mobile"}

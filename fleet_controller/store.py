@@ -41,14 +41,18 @@ class Store:
     Args:
         config: where it is.
         tasks: the kinds of results there are; their types fix the types of the fields.
+        lines_per_write_max: how many points one write has at most.
 
     Raises:
         ConfigError: a task cannot be stored, or a secret cannot be read.
     """
 
-    def __init__(self, config: InfluxConfig, tasks: Mapping[str, AnyTask]) -> None:
+    def __init__(
+        self, config: InfluxConfig, tasks: Mapping[str, AnyTask], lines_per_write_max: int = LINES_PER_WRITE_MAX
+    ) -> None:
         self.schema = Schema(tasks)
         self._config = config
+        self._lines_per_write_max = lines_per_write_max
         self._client = influx_http.new_client(config)
         self._writer: Writer | None = None
         self._prepared = False
@@ -102,7 +106,7 @@ class Store:
             self.prepare()
         refused: dict[int, str] = {}
         try:
-            for chunk in _chunks(lines):
+            for chunk in _chunks(lines, self._lines_per_write_max):
                 self._write_chunk(chunk, refused)
         except StoreRefusedError:
             # The server may be another one by the next attempt: ask it again what it has.
@@ -171,13 +175,13 @@ def quote_string(value: str) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
 
 
-def _chunks(lines: Sequence[_Line]) -> list[list[_Line]]:
+def _chunks(lines: Sequence[_Line], count_max: int) -> list[list[_Line]]:
     """Lines in writes of a bounded size."""
     chunks: list[list[_Line]] = []
     size = 0
     for one in lines:
         size += len(one.text)
-        if not chunks or len(chunks[-1]) >= LINES_PER_WRITE_MAX or size > BYTES_PER_WRITE_MAX:
+        if not chunks or len(chunks[-1]) >= count_max or size > BYTES_PER_WRITE_MAX:
             chunks.append([])
             size = len(one.text)
         chunks[-1].append(one)

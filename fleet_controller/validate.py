@@ -14,7 +14,7 @@ from fleet_controller.errors import InvalidReportError
 from fleet_controller.fleet_types import Fleet
 from fleet_controller.records import Accepted, Origin, Rejected, RejectReason, Taken, Verdict
 from probe.messages import PACKET_BYTES_MAX, SCHEMA_VERSION, Message, Result, parse_topic
-from probe.tasks.base import AnyTask, Values, variant_fields
+from probe.tasks.base import AnyTask, Parameters, Values, variant_fields
 
 # 2020-01-01 UTC. A Pi without a clock starts at 1970, or at the day of its image; this project is younger than 2020.
 EARLIEST_UNIX_NS: Final = 1_577_836_800 * 1_000_000_000
@@ -72,7 +72,8 @@ class Validator:
     ) -> None:
         self.fleet = fleet
         self._tasks = dict(tasks)
-        self._variants = {name: variant_fields(task.parameters) for name, task in self._tasks.items()}
+        parameters: dict[str, type[Parameters]] = {name: task.parameters for name, task in self._tasks.items()}
+        self._variants = {name: variant_fields(kind) for name, kind in parameters.items()}
         self._now_unix_ns = now_unix_ns
 
     def validate(self, topic: str, payload: bytes) -> Verdict:

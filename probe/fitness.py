@@ -17,6 +17,7 @@ _PROC_STAT = "/proc/stat"
 _STAT_BYTES = 8192
 # Raspberry Pi firmware, as the kernel shows it (drivers/firmware/raspberrypi.c).
 _THROTTLED = "/sys/devices/platform/soc/soc:firmware/get_throttled"
+_HAS_FIRMWARE = os.path.exists(_THROTTLED)  # noqa: PTH110 - a string, as it is read
 # Bits 0-3: under-voltage, frequency capped, throttled, soft temperature limit, all of this moment.
 _THROTTLED_NOW = 0b1111
 _LOOPBACK = "lo"  # everything of the host passes there: what others move says nothing about a line
@@ -74,6 +75,8 @@ def _ticks(line: bytes) -> tuple[int, int]:
 
 
 def _read_throttled() -> bool | None:
+    if not _HAS_FIRMWARE:
+        return None
     text = _read_file(_THROTTLED)
     try:
         return bool(int(text, 16) & _THROTTLED_NOW)

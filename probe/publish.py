@@ -49,6 +49,8 @@ _PROGRESS_MAX: Final = 20
 _SILENT_KEEPALIVES: Final = 2.5
 # After a failed read of the outbox. It may be a full disk, which is somebody's to mend.
 _OUTBOX_PAUSE_S: Final = 5.0
+# A connection that is being made cannot be interrupted; one that stands ends at once. Nobody waits longer for either.
+_JOIN_S: Final = 1.0
 # Nothing here wakes up more often than this for a timer.
 _TICK_S: Final = 1.0
 # Reasons told since the last connection; a broker that finds ever new words is not worth a line each.
@@ -129,16 +131,18 @@ class Publisher:
         self._session: Session | None = None
         self._welcome: Welcome | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._work = asyncio.Event()
+        self._over = asyncio.Event()
 
     async def start(self) -> None:
         """Begin to connect and to publish; returns at once."""
         self._loop = asyncio.get_running_loop()
-        self._work = asyncio.Event()
-        self._over = asyncio.Event()
         self._tasks = [asyncio.create_task(self._keep_connected()), asyncio.create_task(self._keep_publishing())]
 
     async def stop(self) -> None:
         """Leave the retained status `stopped`, say goodbye and end, within a bounded time."""
+        if not self._tasks:
+            return
         self._stopping = True
         connecting, publishing = self._tasks
         publishing.cancel()
@@ -151,8 +155,9 @@ class Publisher:
         await asyncio.gather(connecting, publishing, return_exceptions=True)
         if self._session is not None:
             self._session.abandon()
-            await asyncio.to_thread(self._session.join, self._pace.stop_s)
+            await asyncio.to_thread(self._session.join, _JOIN_S)
             self._session, self._welcome = None, None
+        self._tasks = []
 
     @property
     def connected(self) -> bool:
@@ -189,7 +194,8 @@ class Publisher:
             return
         self._welcome = welcome
         self._reasons_told.clear()
-        log.info("Connected to the broker at %s:%d", self._broker.host, self._broker.port)
+        at = (self._broker.host, self._broker.port)
+        log.info("Connected to the broker at %s:%d; it takes %d bytes a packet", *at, welcome.packet_bytes_max)
         session.subscribe(*self._handlers)
         if not welcome.session_present:
             self._window.session_forgotten()
@@ -334,10 +340,14 @@ class Publisher:
             except SpoolError as error:
                 log.log(logging.DEBUG if self._outbox_failed else logging.ERROR, "The outbox failed: %s", error)
                 self._outbox_failed = True
-                await asyncio.sleep(_OUTBOX_PAUSE_S)
+                await self._pause()
             except Exception:
                 log.exception("Publishing failed in a way that it should not")
-                await asyncio.sleep(_OUTBOX_PAUSE_S)
+                await self._pause()
+
+    async def _pause(self) -> None:
+        await asyncio.sleep(_OUTBOX_PAUSE_S)
+        self._work.set()
 
     async def _wait_for_work(self) -> None:
         due_s = self._window.next_due_s()

@@ -30,8 +30,9 @@ from probe.messages import PACKET_BYTES_MAX
 
 log = logging.getLogger(__name__)
 
-# How long paho's loop waits in select. A publish wakes it at once; this is only for its keepalive clock.
-_LOOP_S: Final = 1.0
+# How long paho's loop waits in select, at most: a publish wakes it at once, this is only for its keepalive clock.
+_LOOP_S_MAX: Final = 5.0
+_LOOPS_PER_KEEPALIVE: Final = 4
 # For TCP and for each step of the TLS handshake: a mobile line that wakes up takes several seconds.
 _CONNECT_TIME_OUT_S: Final = 15.0
 # The broker keeps commands and receipts for a probe that is away; what is older is of no use (a receipt comes again).
@@ -169,10 +170,11 @@ class Session:
     # In the thread
 
     def _run(self) -> None:
+        loop_s = min(_LOOP_S_MAX, self._broker.keepalive_s / _LOOPS_PER_KEEPALIVE)
         try:
             self._connect()
             # Nothing is sent before the loop runs, so an abandoned attempt cannot push out its successor.
-            while not self._abandoned and self._client.loop(_LOOP_S) == MQTTErrorCode.MQTT_ERR_SUCCESS:
+            while not self._abandoned and self._client.loop(loop_s) == MQTTErrorCode.MQTT_ERR_SUCCESS:
                 pass
         except Exception as error:  # noqa: BLE001 - whatever it was, the publisher must learn that this thread ends
             # Without its traceback, which would keep the socket of a failed attempt open.
@@ -338,6 +340,9 @@ class _ClosingSocket(ssl.SSLSocket):
 def _tls_context(tls: config.Tls) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=tls.ca_file)
     context.sslsocket_class = _ClosingSocket
+    # Python 3.13 checks so by default. A certificate that fails must fail on the first day, not when the fleet's
+    # Python is upgraded.
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
     if tls.cert_file is not None:
         context.load_cert_chain(tls.cert_file, tls.key_file)
     return context
@@ -349,7 +354,10 @@ def _password(path: str | None) -> str | None:
 
 # What a person can do about an error, the more particular first.
 _REMEDIES: Final[tuple[tuple[type[Exception], str], ...]] = (
-    (ssl.SSLCertVerificationError, "check broker.tls.ca_file, the broker's certificate and this device's clock"),
+    (
+        ssl.SSLCertVerificationError,
+        "check broker.tls.ca_file, the broker's certificate (RFC 5280, strictly) and this device's clock",
+    ),
     (ssl.SSLError, "check broker.tls, and that this port speaks TLS"),
     (FileNotFoundError, "check the files named in [broker]"),
     (PermissionError, "check the rights of the files named in [broker]"),

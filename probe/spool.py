@@ -145,7 +145,7 @@ class Spool:
         Raises:
             SpoolError: `row` was not begun here, or the result could not be stored.
         """
-        started = self._begun.get(row)
+        started = self._begun.pop(row, None)
         if started is None:
             raise SpoolError(f"row {row} was not begun, or is finished already")
 
@@ -154,9 +154,11 @@ class Spool:
             self._file.change("DELETE FROM running WHERE id = ?", (row,))
             return self._append(result, self._boot, started.boottime_ns)
 
-        sequence = self._write(work)
-        del self._begun[row]
-        return sequence
+        try:
+            return self._write(work)
+        except SpoolError:
+            self._begun[row] = started
+            raise
 
     def add(self, result: Result, started: Instant) -> int:
         """Store and number a result that had no running phase; returns the sequence.
@@ -203,7 +205,8 @@ class Spool:
         """
 
         def work() -> int:
-            return sum(self._set_aside(space, sequence, cause) for sequence in sequences)
+            known = self._file.execute("SELECT id FROM spaces WHERE name = ?", (space,))
+            return sum(self._set_aside_row(row[0], sequence, cause) for row in known for sequence in sequences)
 
         return self._file.run(work)
 
@@ -269,18 +272,21 @@ class Spool:
         left_open = execute("SELECT id, boot, boottime_ns, body FROM running ORDER BY id")
         for row, boot, boottime_ns, body in left_open:
             execute("DELETE FROM running WHERE id = ?", (row,))
-            self._append(msgspec.json.decode(body, type=Result), boot, boottime_ns)
+            self._recover(body, boot, boottime_ns)
         return len(left_open)
+
+    def _recover(self, body: bytes, boot: str, boottime_ns: int) -> None:
+        try:
+            result = msgspec.json.decode(body, type=Result)
+        except msgspec.DecodeError as error:  # of a later version of this program, which was rolled back
+            self._put_aside(self._space_id, self._next_sequence(), f"cannot be read: {error}", body)
+        else:
+            self._append(result, boot, boottime_ns)
 
     def _append(self, result: Result, boot: str, boottime_ns: int) -> int:
         """Number a result and put it at the end of the line, or aside when it fits no report."""
         self._correction.remember_offset(self._file)
-        sequence = int(
-            self._file.execute(
-                "UPDATE spaces SET next_sequence = next_sequence + 1 WHERE id = ? RETURNING next_sequence - 1",
-                (self._space_id,),
-            )[0][0]
-        )
+        sequence = self._next_sequence()
         series = _series(result)
         start_unix_ns = self._unused_start(series, result.start_unix_ns)
         body = encode(msgspec.structs.replace(result, start_unix_ns=start_unix_ns))
@@ -298,6 +304,10 @@ class Spool:
         )
         return sequence
 
+    def _next_sequence(self) -> int:
+        update = "UPDATE spaces SET next_sequence = next_sequence + 1 WHERE id = ? RETURNING next_sequence - 1"
+        return int(self._file.execute(update, (self._space_id,))[0][0])
+
     def _unused_start(self, series: int, start_unix_ns: int) -> int:
         """The next instant from `start_unix_ns` on that no result of the series has: it is a point's identity."""
         query = "SELECT 1 FROM results WHERE series = ? AND start_unix_ns = ?"
@@ -312,7 +322,10 @@ class Spool:
         waiting = [row for row in taken if row.to_stamp]
         if waiting:
             for row in waiting:
-                self._stamp(row)
+                try:
+                    self._stamp(row)
+                except msgspec.DecodeError as error:
+                    self._set_aside_row(row.space, row.sequence, f"cannot be read: {error}")
             taken = self._take(skip, results_max, bytes_max)  # the new bodies, within the same bounds
         if not taken:
             return None
@@ -383,15 +396,12 @@ class Spool:
     def _forget_gone(self) -> None:
         self._file.execute("DELETE FROM temp.sent WHERE position NOT IN (SELECT position FROM results)")
 
-    def _set_aside(self, space: str, sequence: int, cause: str) -> int:
+    def _set_aside_row(self, space: int, sequence: int, cause: str) -> int:
         found = self._file.execute(
-            "SELECT position, space, body FROM results"
-            " WHERE space = (SELECT id FROM spaces WHERE name = ?) AND sequence = ?",
-            (space, sequence),
+            "DELETE FROM results WHERE space = ? AND sequence = ? RETURNING body", (space, sequence)
         )
-        for position, space_id, body in found:
-            self._file.execute("DELETE FROM results WHERE position = ?", (position,))
-            self._put_aside(space_id, sequence, cause, body)
+        for (body,) in found:
+            self._put_aside(space, sequence, cause, body)
         return len(found)
 
     def _put_aside(self, space: int, sequence: int, cause: str, body: bytes) -> None:

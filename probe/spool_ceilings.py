@@ -35,7 +35,8 @@ class Ceilings:
         self._drop_down_to(file, self._limits.max_bytes, "dropped_bytes")
         missing = self._limits.min_free_disk_bytes - self._free_disk(file.path.parent)
         if missing > 0:
-            self._drop_down_to(file, max(file.used_bytes() - missing, _KEPT_BYTES_MIN), "dropped_disk")
+            # Of the whole file: pages that are free already go back to the disk, or take what comes next.
+            self._drop_down_to(file, max(file.file_bytes() - missing, _KEPT_BYTES_MIN), "dropped_disk")
 
     def keep_age(self, file: SpoolFile) -> None:
         """Drop by age: within this boot by the boot-time clock, else by verified wall time only."""

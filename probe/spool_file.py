@@ -164,7 +164,11 @@ class SpoolFile:
     def used_bytes(self) -> int:
         """The file's size without its free pages."""
         pages, free = self._pages()
-        return (pages - free) * int(self.execute("PRAGMA page_size")[0][0])
+        return (pages - free) * self._page_bytes()
+
+    def file_bytes(self) -> int:
+        """The file's size with its free pages, once the log is folded into it."""
+        return self._pages()[0] * self._page_bytes()
 
     def give_back(self) -> None:
         """Return free pages to the disk when they are many, a bounded number at a time."""
@@ -189,6 +193,9 @@ class SpoolFile:
     def _vacuum(self) -> None:
         # The pragma frees one page a step, and only a script is stepped to its end where no rows come back.
         self._connection.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
+
+    def _page_bytes(self) -> int:
+        return int(self.execute("PRAGMA page_size")[0][0])
 
     def _pages(self) -> tuple[int, int]:
         return int(self.execute("PRAGMA page_count")[0][0]), int(self.execute("PRAGMA freelist_count")[0][0])

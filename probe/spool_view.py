@@ -106,16 +106,17 @@ def read_status(execute: Execute) -> SpoolStatus:
 
 
 def read_rows(execute: Execute, limit: int) -> tuple[SpoolRow, ...]:
-    """The oldest `limit` rows of each state of an open spool: to send first, then set aside, then running."""
+    """The oldest `limit` readable rows of each state of an open spool: waiting first, then set aside, then running."""
     numbered = "SELECT {} FROM {} JOIN spaces ON spaces.id = space ORDER BY {} LIMIT ?"
     waiting = execute(numbered.format("name, sequence, body", "results", "position"), (limit,))
     aside = execute(numbered.format("name, sequence, body, cause", "set_aside", "set_aside.id"), (limit,))
     running = execute("SELECT body FROM running ORDER BY id LIMIT ?", (limit,))
-    return (
+    found = (
         *(_row("waiting", body, space, sequence) for space, sequence, body in waiting),
         *(_row("set_aside", body, space, sequence, cause) for space, sequence, body, cause in aside),
         *(_row("running", body) for (body,) in running),
     )
+    return tuple(row for row in found if row is not None)
 
 
 def _row(
@@ -124,6 +125,10 @@ def _row(
     space: str | None = None,
     sequence: int | None = None,
     cause: str | None = None,
-) -> SpoolRow:
-    result = msgspec.json.decode(body, type=Result)
+) -> SpoolRow | None:
+    """The row, or nothing where a later version of this program wrote it."""
+    try:
+        result = msgspec.json.decode(body, type=Result)
+    except msgspec.DecodeError:
+        return None
     return SpoolRow(state=state, result=result, size_bytes=len(body), space=space, sequence=sequence, cause=cause)

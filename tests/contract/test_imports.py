@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, '.'); {program}", "--no-cache"],
         cwd=root,
+        env=os.environ | {"COLUMNS": "200"},  # the names of the contracts are not to be folded
         capture_output=True,
         text=True,
         check=False,

@@ -57,7 +57,8 @@ def running(config: ControllerConfig) -> Iterator[Controller]:
 
 def rows(influxd: Influxd, columns: str = "packets_sent, sequence") -> list[dict[str, Any]]:
     """What stands in the database, asked past our own code."""
-    parameters = {"db": "fleet", "q": f"SELECT {columns} FROM gauge WHERE time > 0", "epoch": "ns"}
+    question = f"SELECT {columns} FROM gauge WHERE time > 0"  # noqa: S608 - InfluxQL of our own words
+    parameters = {"db": "fleet", "q": question, "epoch": "ns"}
     answer = httpx.get(f"{influxd.url}/query", params=parameters).json()["results"][0]
     return [
         dict(zip(series["columns"], row, strict=True))
@@ -67,6 +68,7 @@ def rows(influxd: Influxd, columns: str = "packets_sent, sequence") -> list[dict
 
 
 def change_database(influxd: Influxd, statement: str) -> None:
+    """What an operator would do by hand."""
     httpx.post(f"{influxd.url}/query", params={"q": statement}).raise_for_status()
 
 

@@ -261,6 +261,8 @@ async def test_progress_is_for_those_who_look(broker: Mosquitto, tmp_path: Path)
     async with desk_at(broker) as desk:
         agent = Agent(tmp_path, settings_of(broker))
         agent.publisher.publish_progress(word)
+        agent.publisher.notify()  # before the start too
+        agent.publisher.publish_status()
         assert agent.publisher.dropped_progress == 1
         async with agent:
             await desk.until(lambda: desk.statuses)

@@ -23,6 +23,7 @@ def make_authority(folder: Path, name: str) -> None:
     """A certificate authority in two files."""
     openssl(
         *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", DAYS),
+        *("-addext", "keyUsage=critical,keyCertSign,cRLSign"),
         *("-subj", f"/CN={name}", "-keyout", folder / f"{name}.key", "-out", folder / f"{name}.pem"),
     )
 
@@ -30,7 +31,7 @@ def make_authority(folder: Path, name: str) -> None:
 def make_certificate(folder: Path, name: str, authority: str) -> None:
     """A certificate for `name` by an authority of the folder."""
     request, extensions = folder / f"{name}.csr", folder / f"{name}.ext"
-    extensions.write_text("subjectAltName=IP:127.0.0.1\n")
+    extensions.write_text("subjectAltName=IP:127.0.0.1\nauthorityKeyIdentifier=keyid\nbasicConstraints=CA:FALSE\n")
     openssl(
         *("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", f"/CN={name}"),
         *("-keyout", folder / f"{name}.key", "-out", request),

@@ -1,5 +1,7 @@
 """The store against the real database: by 1.x's own write endpoint, and by the v2 one through nginx."""
 
+# ruff: noqa: S608 - InfluxQL of our own words, for a private database
+
 from __future__ import annotations
 
 import socket
@@ -43,6 +45,7 @@ def store(server: str) -> Iterator[Store]:
 
 
 def field_types(store: Store, measurement: str = "gauge") -> dict[str, str]:
+    """What the database says that its fields are."""
     return {row["fieldKey"]: row["fieldType"] for row in store.query(f"SHOW FIELD KEYS FROM {measurement}")}
 
 
@@ -186,11 +189,13 @@ def test_a_database_with_accounts(influxd: Influxd, tmp_path: Path, api: Any) ->
     (tmp_path / "right").write_text("secret\n")
     with Nginx(tmp_path / "nginx", influxd.port) as nginx:
         url = nginx.url if api == "v2" else influxd.url
-        with closing(
-            Store(InfluxConfig(url=url, api=api, username="admin", password_file=tmp_path / "wrong"), TASKS)
-        ) as refused:
-            with pytest.raises(StoreRefusedError, match="401"):
-                refused.write(accepted(tmp_path, result()))
+        with (
+            closing(
+                Store(InfluxConfig(url=url, api=api, username="admin", password_file=tmp_path / "wrong"), TASKS)
+            ) as refused,
+            pytest.raises(StoreRefusedError, match="401"),
+        ):
+            refused.write(accepted(tmp_path, result()))
         with closing(
             Store(InfluxConfig(url=influxd.url, username="admin", password_file=tmp_path / "right"), TASKS)
         ) as store:
@@ -209,9 +214,9 @@ def test_a_server_that_is_no_influxdb(tmp_path: Path, influxd: Influxd) -> None:
             .replace("location / {", "location / { return 404;")
         )
         nginx.start()
-        with closing(Store(InfluxConfig(url=nginx.url), TASKS)) as store:
-            with pytest.raises(StoreRefusedError, match="takes no line protocol"):
-                store.write(accepted(tmp_path, result()))
+        store = Store(InfluxConfig(url=nginx.url), TASKS)
+        with closing(store), pytest.raises(StoreRefusedError, match="takes no line protocol"):
+            store.write(accepted(tmp_path, result()))
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -228,9 +233,9 @@ def test_a_server_in_trouble_is_asked_again(tmp_path: Path, influxd: Influxd, st
         )
         nginx.start()
         for api in ("v1", "v2"):
-            with closing(Store(InfluxConfig(url=nginx.url, api=api), TASKS)) as store:  # type: ignore[arg-type]  # one of the literals
-                with pytest.raises(StoreUnavailableError, match=str(status)):
-                    store.write(accepted(tmp_path, result()))
+            store = Store(InfluxConfig(url=nginx.url, api=api), TASKS)
+            with closing(store), pytest.raises(StoreUnavailableError, match=str(status)):
+                store.write(accepted(tmp_path, result()))
 
 
 def test_a_batch_that_is_too_big_is_halved(tmp_path: Path, influxd: Influxd) -> None:
@@ -264,7 +269,7 @@ def test_a_silent_server_is_given_up(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", free_port())) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         for api in ("auto", "v2"):
-            with closing(Store(InfluxConfig(url=url, api=api, timeout_s=0.3), TASKS)) as store:  # type: ignore[arg-type]  # one of the literals
+            with closing(Store(InfluxConfig(url=url, api=api, timeout_s=0.3), TASKS)) as store:
                 before_s = time.monotonic()
                 with pytest.raises(StoreUnavailableError):
                     store.write(accepted(tmp_path, result()))

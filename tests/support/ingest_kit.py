@@ -1,4 +1,4 @@
-"""What the tests of the ingest path share: a planted task, a fleet, reports, nginx as a v2 server, an agent's client."""
+"""What the tests of the ingest path share: a planted task, a fleet, reports, nginx as a v2 server, an agent."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ class Clock:
 
 
 def filled(count: int, clock: Clock | None = None) -> Outbox:
+    """An outbox with so many words in it."""
     box = Outbox("heartbeat", clock or Clock())
     for number in range(count):
         box.put(f"topic/{number}", b"word", key=str(number), retain=False)
@@ -23,6 +24,7 @@ def filled(count: int, clock: Clock | None = None) -> Outbox:
 
 
 def send_all(box: Outbox) -> list[str]:
+    """Hand over what it gives; the topics."""
     sent: list[str] = []
     while (message := box.next(30.0)) is not None:
         box.sent(len(sent) + 1, message)

@@ -27,10 +27,12 @@ class Waits(threading.Event):
 
 
 def failing(times: int, error: Exception) -> list[object]:
+    """So many failures."""
     return [error] * times
 
 
 def run(waits: Waits, outcomes: list[object]) -> tuple[object, Patience]:
+    """Try a step with these outcomes, then success."""
     patience = Patience(waits, jitter=lambda: 1.0)
 
     def step() -> object:

@@ -23,12 +23,14 @@ class Clock:
 
 
 def rejected(name: str, payload: bytes = b"{}", agent_id: str | None = "hn-01", **changes: str) -> Rejected:
+    """A rejected result whose identity is its name."""
     reason = RejectReason(changes.get("reason", "unknown_task"))
     detail = changes.get("detail", f"no task {name}")
     return Rejected("fleet/v1/1/hn-01/report", agent_id, reason, detail, payload, name.encode())
 
 
 def opened(tmp_path: Path, clock: Clock | None = None, **bounds: float) -> Quarantine:
+    """The quarantine of this folder."""
     return Quarantine(tmp_path, QuarantineConfig(**bounds), clock or Clock())  # type: ignore[arg-type]
 
 

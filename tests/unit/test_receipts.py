@@ -9,6 +9,7 @@ from probe.messages import Receipt
 
 
 def receipt(book: ReceiptBook, *sequences: int, floor: int = 1, space: str = "boot-1") -> Receipt:
+    """Enter a report with these numbers; what is answered."""
     (one,) = book.take([Taken("hn-01", space, floor, list(sequences))])
     return one
 

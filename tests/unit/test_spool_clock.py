@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from spool_parts import (
     BOOT_B,
@@ -155,6 +155,7 @@ def test_a_wrong_clock_makes_nothing_old(tmp_path: Path) -> None:
     spool.close()
 
 
+@settings(deadline=None)  # a disk's fsync takes what it takes
 @given(steps=st.lists(st.tuples(st.sampled_from(["add", "step", "pass", "send", "right"]), st.integers(0, 5))))
 def test_starts_never_collide(tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]) -> None:
     """Whatever the clock does, the results that wait have starts of their own, also once they are stamped."""

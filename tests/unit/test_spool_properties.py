@@ -158,4 +158,4 @@ class SpoolMachine(RuleBasedStateMachine):
 
 TestSpool = SpoolMachine.TestCase
 # Each step is a handful of durable writes; more examples would test the disk.
-TestSpool.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestSpool.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
