@@ -34,7 +34,7 @@ setup:
 setup-demo:
 	@.ci/setup mosquitto influxd dnsmasq ip
 setup-test:
-	@.ci/setup mosquitto influxd dnsmasq ip nginx ping iperf3
+	@.ci/setup mosquitto influxd dnsmasq ip nginx ping iperf3 openssl
 
 clean: ## remove what the other targets made here
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -154,7 +154,12 @@ class Controller:
     def _publish_instructions(self) -> None:
         """The broker may have lost its disk: without this, a probe installed today would never learn what to do."""
         owned = self._config.shards
-        for agent_id, instruction in instructions_for(self._fleet).items():
+        try:
+            instructions = instructions_for(self._fleet)
+        except ControllerError as error:
+            _LOG.error("instructions were not published again: %s", error)
+            return
+        for agent_id, instruction in instructions.items():
             if owned is None or shard_of(agent_id) in owned:
                 self._ingest.send(topic(agent_id, "instruction"), encode(instruction), retain=True)
         _LOG.info("instructions of %d probes were published again", len(self._fleet.probes))

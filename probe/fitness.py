@@ -23,10 +23,10 @@ _THROTTLED_NOW = 0b1111
 _LOOPBACK = "lo"  # everything of the host passes there: what others move says nothing about a line
 # The counters see headers, acknowledgements and neighbour discovery, a task counts payload. A bulk transfer costs
 # 66 bytes per 1448 one way and half as many acknowledgements the other: below 8 %. A train of small packets costs up to
-# 62 bytes per packet of 44, so the first 64 KiB are granted half again as much as they are. What the allowance
-# hides (at most 100 kB beside a small test) is far from disturbing one.
+# 62 bytes per packet of 44, so the first 128 KiB are granted half again as much as they are. What the allowance hides
+# (at most 200 kB, beside a long train) is far from disturbing a measurement.
 _BULK_HEADER_RATIO = 0.08
-_SMALL_PACKETS_BYTES = 64 * 1024
+_SMALL_PACKETS_BYTES = 128 * 1024
 _SMALL_PACKETS_HEADER_RATIO = 1.5
 _CHATTER_BYTES = 2048
 

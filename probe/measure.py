@@ -270,6 +270,8 @@ class Measurer:
         if task is None:
             raise NotRunError(NotRunReason.UNKNOWN_TASK, f"this agent has no task {action.task!r}")
         parameters, time_out_s = _convert(action.parameters, task)
+        for host in task.targets(parameters):
+            self._guard.check(host)
         peer = self._find_peer(peer_name, task)
         return _Plan(task, parameters, time_out_s, self._find_link(invocation.link, task), peer)
 

@@ -82,7 +82,7 @@ def measure_once(config: ProbeConfig, wish: Wish) -> Result:
         clock=SystemClock(),
         links={one.name: Link(one) for one in config.links},
         outbox=outbox,
-        guard=_guard(config, peer),
+        guard=_guard(config, (*_named(task, parameters), *((peer.host,) if peer and peer.name == _PEER_GIVEN else ()))),
         heavy=HeavyLock(_lock_path(config, task)),
         on_progress=_ignore,
     )
@@ -157,7 +157,7 @@ def _split_peer(text: str, known: str) -> tuple[str, int]:
         host, _, port = text.partition(":")
     if port and not (port.isdigit() and 0 < int(port) < 65536):  # noqa: PLR2004 - the range of a port
         raise ConfigError(f"--peer {text}", f"{port} is not a port", known)
-    if not _is_address(host) and ("." not in host or ":" in host):
+    if not _is_address(host) and host != "localhost" and ("." not in host or ":" in host):
         raise ConfigError(f"--peer {text}", "is no known peer and no address", known)
     return host, int(port) if port else _HTTP_PORT
 
@@ -166,20 +166,21 @@ def _is_address(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
     except ValueError:
-        return host == "localhost"
+        return False
     return True
 
 
-def _guard(config: ProbeConfig, peer: Peer | None) -> TargetGuard:
-    """The device's targets, and what a person gave by its address."""
-    targets = config.targets
-    if peer is None or peer.name != _PEER_GIVEN:
-        return TargetGuard(targets)
-    try:
-        network = str(ipaddress.ip_network(peer.host))
-    except ValueError:
-        return TargetGuard(Targets(networks=targets.networks, domains=(*targets.domains, peer.host)))
-    return TargetGuard(Targets(networks=(*targets.networks, network), domains=targets.domains))
+def _named(task: AnyTask, parameters: dict[str, Any]) -> tuple[str, ...]:
+    """The hosts that a person gave in parameters."""
+    return task.targets(msgspec.convert(parameters, task.parameters))
+
+
+def _guard(config: ProbeConfig, given: tuple[str, ...]) -> TargetGuard:
+    """The device's targets, and what a person gave."""
+    networks, domains = list(config.targets.networks), list(config.targets.domains)
+    for host in given:
+        (networks if _is_address(host) else domains).append(host)
+    return TargetGuard(Targets(networks=tuple(networks), domains=tuple(domains)))
 
 
 def _lock_path(config: ProbeConfig, task: AnyTask) -> Path:

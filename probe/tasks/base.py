@@ -93,6 +93,11 @@ class Context:
         return self.peer
 
 
+def _no_targets(_: Parameters) -> tuple[str, ...]:
+    """What most tasks name in their parameters."""
+    return ()
+
+
 P = TypeVar("P", bound=Parameters)
 V = TypeVar("V", bound=Values)
 
@@ -113,6 +118,7 @@ class TaskType(Generic[P, V]):
         needs_link: whether it measures a link; one that does not runs once per slot, whatever the links.
         needs_peer: whether somebody must answer it.
         baseline_fields: the fields of `values` that baselines follow.
+        targets: the hosts that parameters name: like a peer's, they must be within the device's own targets.
     """
 
     name: str
@@ -125,6 +131,7 @@ class TaskType(Generic[P, V]):
     needs_link: bool = True
     needs_peer: bool = True
     baseline_fields: tuple[str, ...] = ()
+    targets: Callable[[P], tuple[str, ...]] = _no_targets
 
 
 AnyTask = TaskType[Any, Any]

@@ -103,8 +103,13 @@ def _time_out_s(parameters: DnsParameters) -> float:
     return parameters.time_out_s * parameters.tries * 2 + _MARGIN_S
 
 
+def _targets(parameters: DnsParameters) -> tuple[str, ...]:
+    return () if parameters.resolver is None else (split_host_port(parameters.resolver, _PORT)[0],)
+
+
 TASK = TaskType(
     name="dns",
+    targets=_targets,
     version=1,
     parameters=DnsParameters,
     values=DnsValues,

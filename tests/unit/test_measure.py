@@ -173,7 +173,29 @@ async def test_values_are_a_full_result(rig: Rig) -> None:
     assert result.duration_s is not None
     assert result.duration_s >= 0
     assert not rig.outbox.begun
-    assert [(one.state, one.outcome) for one in rig.progress] == [("started", None), ("finished", "values")]
+
+
+async def test_progress_is_for_what_somebody_waits_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heavy, commanded and long measurements are told about; a light one on schedule would cost more than it says."""
+    await rig.run()
+    assert rig.progress == []
+    told = [("started", None), ("finished", "values")]
+    command = Invocation("command", "fixed0", (Action(name="a", task="planted"),), deadline_s=0, command_id="c1")
+    await rig.measurer.run(command)
+    assert [(one.state, one.outcome) for one in rig.progress] == told
+    rig.plant(receive_ten, "heavy", load=Load.HEAVY)
+    await rig.run(Action(name="h", task="heavy"))
+    assert [(one.state, one.outcome) for one in rig.progress] == told * 2
+    monkeypatch.setattr("probe.measure._TELL_AFTER_S", 0.01)
+
+    async def take_long(context: Context) -> Any:
+        while len(rig.progress) < 5:
+            await asyncio.sleep(0)
+        return await receive_ten(context)
+
+    rig.plant(take_long)
+    await rig.run()
+    assert [(one.state, one.outcome) for one in rig.progress] == told * 3
 
 
 async def test_the_row_comes_before_the_test(rig: Rig) -> None:

@@ -6,10 +6,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ingest_kit import AGENT, SPACE, START_UNIX_NS, TASKS, GaugeValues, altered, fleet, report, result, validate
 
+from fleet_controller.fleet_types import Fleet, FleetLink, FleetPeer, FleetProbe
 from fleet_controller.records import RejectReason
 from fleet_controller.validate import EARLIEST_UNIX_NS, FUTURE_TOLERANCE_NS, STRING_BYTES_MAX, Validator, refused
 from probe.messages import (
@@ -220,15 +221,22 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+LINK = FleetLink(operator="viettel", access="fixed")
+PEER = FleetPeer(host="192.0.2.1", scope="domestic")
+HYPOTHESIS_FLEET = Fleet(probes={AGENT: FleetProbe(province="ha_noi", links={"fixed": LINK})}, peers={"near": PEER})
+
+
+@settings(max_examples=200, deadline=None)
 @given(key=st.sampled_from(sorted(json.loads(encode(result())))), value=JSON, payload=st.binary())
-def test_validation_never_raises(tmp_path: Path, key: str, value: Any, payload: bytes) -> None:
+def test_validation_never_raises(key: str, value: Any, payload: bytes) -> None:
     """Whatever stands in a result or a message, it is accepted or rejected, and each exactly once."""
+    validator = Validator(HYPOTHESIS_FLEET, TASKS)
+    name = topic(AGENT, "report")
     try:
         message = encode(report(altered(result(), **{key: value})))
     except msgspec.MsgspecError:
         message = payload
-    verdict = validate(tmp_path, message)
+    verdict = validator.validate(name, message)
     assert len(verdict.accepted) + len(verdict.rejected) == 1
     assert RejectReason.CONTROLLER_FAULT not in {one.reason for one in verdict.rejected}
-    assert not validate(tmp_path, payload).accepted
+    assert not validator.validate(name, payload).accepted
