@@ -101,7 +101,7 @@ class Controller:
         except (ControllerError, OSError) as error:
             _LOG.error("fleet file was not taken, the old one stays in force: %s", error)
             return False
-        self._validator.fleet = self._fleet
+        self._validator.exchange_fleet(self._fleet)
         _LOG.info("fleet file was read again: %d probes", len(self._fleet.probes))
         return True
 

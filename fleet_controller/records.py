@@ -57,7 +57,8 @@ class Accepted:
     """One result that may be stored.
 
     `values` is `result.values` in the task's own type, absent for a failure and for what was not run. `tags` are
-    bounded: names of the fleet file and words of the task's parameters. `raw` is the result's JSON as it came.
+    bounded: names of the fleet file and words of the task's parameters; shared, not to be changed. `entry` is the
+    report's entry as it came: the sequence and the result.
     """
 
     origin: Origin
@@ -66,7 +67,7 @@ class Accepted:
     result: Result
     values: Values | None
     tags: dict[str, str]
-    raw: bytes = field(repr=False)
+    entry: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -27,6 +28,8 @@ STRING_BYTES_MAX: Final = 16 * 1024
 # A detail is for a person's eyes.
 _DETAIL_CHARACTERS_MAX: Final = 500
 _LEAF: Final = "report"
+# Series and topics that are in use at the same time; what is looked up once is looked up with every report.
+_TAG_SETS_MAX: Final = 65_536
 
 Sequence = Annotated[int, msgspec.Meta(ge=1, le=_INT_MAX)]
 Space = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -49,6 +52,11 @@ class _Versioned(Message, frozen=True):
     schema_version: int = SCHEMA_VERSION
 
 
+class _TypedEntry(Message, frozen=True):
+    sequence: Sequence
+    result: Result
+
+
 class _Numbered(Message, frozen=True):
     sequence: Sequence
     result: msgspec.Raw
@@ -56,6 +64,7 @@ class _Numbered(Message, frozen=True):
 
 _ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
 _VERSIONED: Final = msgspec.json.Decoder(_Versioned)
+_TYPED_ENTRY: Final = msgspec.json.Decoder(_TypedEntry)
 _NUMBERED: Final = msgspec.json.Decoder(_Numbered)
 _RESULT: Final = msgspec.json.Decoder(Result)
 
@@ -64,7 +73,7 @@ class Validator:
     """Checks messages against the contract, the fleet and the tasks.
 
     Attributes:
-        fleet: who may report and what their links and peers are; exchanged as a whole when the file is read again.
+        fleet: who may report and what their links and peers are.
     """
 
     def __init__(
@@ -75,6 +84,12 @@ class Validator:
         parameters: dict[str, type[Parameters]] = {name: task.parameters for name, task in self._tasks.items()}
         self._variants = {name: variant_fields(kind) for name, kind in parameters.items()}
         self._now_unix_ns = now_unix_ns
+        self._known_tags = lru_cache(maxsize=_TAG_SETS_MAX)(self._tags)
+
+    def exchange_fleet(self, fleet: Fleet) -> None:
+        """The fleet file was read again."""
+        self.fleet = fleet
+        self._known_tags = lru_cache(maxsize=_TAG_SETS_MAX)(self._tags)
 
     def validate(self, topic: str, payload: bytes) -> Verdict:
         """Sort what one message says into accepted and rejected. Never raises."""
@@ -114,29 +129,30 @@ class Validator:
 
     def _sort(self, origin: Origin, envelope: _Envelope, entry: bytes, verdict: Verdict) -> None:
         """Put one entry where it belongs, and its number to the numbers taken."""
-        numbered: _Numbered | None = None
+        sequence: int | None = None
         try:
-            numbered = _decode(_NUMBERED, entry, "entry")
-            verdict.accepted.append(self._accept(origin, numbered))
+            sequence, result = _read_entry(entry)
+            verdict.accepted.append(self._accept(origin, sequence, result, entry))
         except InvalidReportError as error:
             verdict.rejected.append(_one(origin.topic, envelope, entry, error))
         except Exception as error:  # noqa: BLE001 - a fault of ours on one result must not stop the others
             fault = _invalid(RejectReason.CONTROLLER_FAULT, f"the controller failed on it: {error!r}")
             verdict.rejected.append(_one(origin.topic, envelope, entry, fault))
-        if numbered is not None and verdict.taken is not None:
-            verdict.taken.sequences.append(numbered.sequence)
+        sequence = sequence if sequence is not None else _sequence_of(entry)
+        if sequence is not None and verdict.taken is not None:
+            verdict.taken.sequences.append(sequence)
 
-    def _accept(self, origin: Origin, numbered: _Numbered) -> Accepted:
-        raw = bytes(numbered.result)
-        result = _decode(_RESULT, raw, "result")
+    def _accept(self, origin: Origin, sequence: int, result: Result, entry: bytes) -> Accepted:
         task = self._tasks.get(result.task)
         if task is None:
             raise _invalid(RejectReason.UNKNOWN_TASK, f"this controller has no task {result.task!r}: update it")
         self._check_time(result.start_unix_ns)
         _check_integers(result)
         values = _typed_values(task, result)
-        tags = self._tags(origin.agent_id, task, result)
-        return Accepted(origin, numbered.sequence, task, result, values, tags, raw)
+        if task.needs_link and result.link is None and values is not None:
+            raise _invalid(RejectReason.UNKNOWN_LINK, f"{task.name} measures a link and the result names none")
+        tags = self._known_tags(origin.agent_id, result.task, result.link, result.peer, tuple(result.variant.items()))
+        return Accepted(origin, sequence, task, result, values, tags, entry)
 
     def _check_time(self, start_unix_ns: int) -> None:
         if start_unix_ns < EARLIEST_UNIX_NS:
@@ -147,27 +163,27 @@ class Validator:
                 f"starts at {_date(start_unix_ns)}, more than an hour after this host's clock",
             )
 
-    def _tags(self, agent_id: str, task: AnyTask, result: Result) -> dict[str, str]:
+    def _tags(
+        self, agent_id: str, task: str, link: str | None, peer: str | None, variant: tuple[tuple[str, str], ...]
+    ) -> dict[str, str]:
         """The tags of the result's series: nothing that the fleet file or the task's parameters do not bound."""
-        tags = {"agent_id": agent_id, **self.fleet.tags(agent_id, result.link)}
-        if result.link is not None:
-            if result.link not in self.fleet.probes[agent_id].links:
-                raise _invalid(RejectReason.UNKNOWN_LINK, f"{agent_id} has no link {result.link!r} in the fleet file")
-            tags["link"] = result.link
-        elif task.needs_link and result.values is not None:
-            raise _invalid(RejectReason.UNKNOWN_LINK, f"{task.name} measures a link and the result names none")
-        if result.peer is not None:
-            scope = self.fleet.peer_scope(result.peer)
+        tags = {"agent_id": agent_id, **self.fleet.tags(agent_id, link)}
+        if link is not None:
+            if link not in self.fleet.probes[agent_id].links:
+                raise _invalid(RejectReason.UNKNOWN_LINK, f"{agent_id} has no link {link!r} in the fleet file")
+            tags["link"] = link
+        if peer is not None:
+            scope = self.fleet.peer_scope(peer)
             if scope is None:
-                raise _invalid(RejectReason.UNKNOWN_PEER, f"the fleet file has no peer {result.peer!r}")
-            tags.update(peer=result.peer, scope=scope)
-        self._check_variant(task.name, result.variant)
-        tags.update(result.variant)
+                raise _invalid(RejectReason.UNKNOWN_PEER, f"the fleet file has no peer {peer!r}")
+            tags.update(peer=peer, scope=scope)
+        self._check_variant(task, variant)
+        tags.update(variant)
         return tags
 
-    def _check_variant(self, task: str, variant: Mapping[str, str]) -> None:
+    def _check_variant(self, task: str, variant: tuple[tuple[str, str], ...]) -> None:
         known = self._variants[task]
-        for name, value in variant.items():
+        for name, value in variant:
             if name not in known:
                 raise _invalid(RejectReason.BAD_VARIANT, f"{task} has no variant {_short(name)!r}")
             if value not in known[name]:
@@ -178,7 +194,6 @@ class Validator:
 def refused(accepted: Accepted, words: str) -> Rejected:
     """The rejection of a result that the database did not take, in a report of its own."""
     origin = accepted.origin
-    entry = msgspec.json.encode(_Numbered(sequence=accepted.sequence, result=msgspec.Raw(accepted.raw)))
     envelope = _Envelope(
         agent_id=origin.agent_id,
         sequence_space=origin.sequence_space,
@@ -186,9 +201,10 @@ def refused(accepted: Accepted, words: str) -> Rejected:
         entries=(),
         agent_version=origin.agent_version,
     )
-    return _one(origin.topic, envelope, entry, _invalid(RejectReason.REFUSED_BY_DATABASE, words))
+    return _one(origin.topic, envelope, accepted.entry, _invalid(RejectReason.REFUSED_BY_DATABASE, words))
 
 
+@lru_cache(maxsize=_TAG_SETS_MAX)
 def _agent_of(topic: str) -> str:
     try:
         agent_id, leaf = parse_topic(topic)
@@ -206,6 +222,24 @@ def _open(payload: bytes) -> _Envelope:
         if error.reason == RejectReason.WRONG_TYPES:
             _refuse_future(payload)
         raise
+
+
+def _read_entry(entry: bytes) -> tuple[int, Result]:
+    try:
+        typed = _TYPED_ENTRY.decode(entry)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        # Once more in two steps, for words that say which part is wrong.
+        numbered = _decode(_NUMBERED, entry, "entry")
+        return numbered.sequence, _decode(_RESULT, bytes(numbered.result), "result")
+    return typed.sequence, typed.result
+
+
+def _sequence_of(entry: bytes | msgspec.Raw) -> int | None:
+    """The number of an entry whose result cannot be read; absent when it has none."""
+    try:
+        return _NUMBERED.decode(entry).sequence
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _refuse_future(payload: bytes) -> None:
@@ -261,8 +295,9 @@ def _typed_values(task: AnyTask, result: Result) -> Values | None:
 
 
 def _check_figures(where: str, figures: msgspec.Struct) -> None:
-    for name in figures.__struct_fields__:
-        value = getattr(figures, name)
+    for name, value in zip(figures.__struct_fields__, msgspec.structs.astuple(figures), strict=True):
+        if value is None or value.__class__ is bool:
+            continue
         if isinstance(value, tuple):
             for sample in value:
                 _check_figures(f"{where}.{name}", sample)
@@ -282,11 +317,8 @@ def _check_figure(where: str, value: Any) -> None:
 def _count_sequences(envelope: _Envelope, verdict: Verdict) -> None:
     """The numbers of a report that is kept as a whole: it is durable, so its agent may forget it."""
     for raw in envelope.entries:
-        try:
-            sequence = _NUMBERED.decode(raw).sequence
-        except msgspec.MsgspecError:
-            continue
-        if verdict.taken is not None:
+        sequence = _sequence_of(raw)
+        if sequence is not None and verdict.taken is not None:
             verdict.taken.sequences.append(sequence)
 
 

@@ -40,7 +40,7 @@ _LOG = logging.getLogger(__name__)
 _STOP_MEASURING_S = 2.5
 _STOP_PUBLISHING_S = 2.0
 # A report, its acknowledgement and its receipt cost the probe more than a measurement: a round's results go together.
-_GATHER_S = 1.0
+_GATHER_S = 2.0
 # Every periodic job has a spread, so that a fleet that was powered up together does not report together.
 _SPREAD_RATIO = 0.1
 

@@ -20,7 +20,7 @@ _THROTTLED = "/sys/devices/platform/soc/soc:firmware/get_throttled"
 _HAS_FIRMWARE = os.path.exists(_THROTTLED)  # noqa: PTH110 - a string, as it is read
 # Bits 0-3: under-voltage, frequency capped, throttled, soft temperature limit, all of this moment.
 _THROTTLED_NOW = 0b1111
-_LOOPBACK = "lo"  # everything of the host passes there: what others move says nothing about a line
+_LOOPBACK = "lo"  # no line ends there: everything of the host passes, at no negotiated speed
 # The counters see headers, acknowledgements and neighbour discovery, a task counts payload. A bulk transfer costs
 # 66 bytes per 1448 one way and half as many acknowledgements the other: below 8 %. A train of small packets costs up to
 # 62 bytes per packet of 44, so the first 128 KiB are granted half again as much as they are. What the allowance hides
@@ -56,7 +56,7 @@ def judge(before: Reading, after: Reading, link: Link | None, *, payload_bytes: 
     return Fitness(
         busiest_core_ratio=_busiest_core_ratio(before, after),
         throttled=any(throttled) if throttled else None,
-        nic_speed_bps=link.nic_speed_bps() if link is not None else None,
+        nic_speed_bps=link.nic_speed_bps() if link is not None and link.interface != _LOOPBACK else None,
         cross_traffic_bytes=_cross_traffic_bytes(before.counters, after.counters, payload_bytes),
         own_load=own_load,
     )

@@ -258,7 +258,11 @@ class Measurer:
         """A context in which this measurement may load the line."""
         if plan.task.load is not Load.HEAVY:
             return nullcontext()
-        return await self._heavy.acquire(invocation.deadline_s - self._clock.monotonic_s())
+        try:
+            return await self._heavy.acquire(invocation.deadline_s - self._clock.monotonic_s())
+        except OSError as error:
+            problem = f"heavy.lock cannot be held: {error.strerror}"
+            raise NotRunError(NotRunReason.NO_SLOT, problem) from error
 
     def _plan(self, invocation: Invocation, action: Action, peer_name: PeerName | None) -> _Plan:
         """Find everything that a measurement needs.

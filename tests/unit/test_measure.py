@@ -189,7 +189,7 @@ async def test_progress_is_for_what_somebody_waits_for(rig: Rig, monkeypatch: py
     monkeypatch.setattr("probe.measure._TELL_AFTER_S", 0.01)
 
     async def take_long(context: Context) -> Any:
-        while len(rig.progress) < 5:
+        while len(rig.progress) < 5:  # noqa: ASYNC110 - a list has no event
             await asyncio.sleep(0)
         return await receive_ten(context)
 
@@ -415,6 +415,26 @@ async def test_what_cannot_be_measured_says_why(
     assert result.not_run.reason is reason
     assert detail in result.not_run.detail
     assert rig.progress == []
+
+
+async def test_a_host_in_the_parameters_is_a_target_too(rig: Rig) -> None:
+    """Whom the parameters name must be within the device's targets, like a peer."""
+    rig.plant(receive_ten, "ask", targets=lambda parameters: ("203.0.113.9",) if parameters.packets == 1 else ())
+    result = await rig.run(Action(name="a", task="ask", parameters={"packets": 1}))
+    assert result.not_run is not None
+    assert result.not_run.reason is NotRunReason.TARGET_REFUSED
+    assert (await rig.run(Action(name="a", task="ask"))).values is not None
+
+
+async def test_a_lock_that_cannot_be_opened_is_told(rig: Rig, tmp_path: Path) -> None:
+    """When the device's lock cannot be held, a heavy task is not run and says why; light ones go on."""
+    rig.plant(receive_ten, "heavy", load=Load.HEAVY)
+    (tmp_path / "heavy.lock").mkdir()
+    result = await rig.run(Action(name="h", task="heavy"))
+    assert result.not_run is not None
+    assert result.not_run.reason is NotRunReason.NO_SLOT
+    assert "heavy.lock cannot be held" in result.not_run.detail
+    assert (await rig.run()).values is not None
 
 
 async def test_each_peer_in_turn(rig: Rig) -> None:
