@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from fleet_controller import commands, measure_command, quarantine_commands
+from fleet_controller.commands import fleet as commands
+from fleet_controller.commands import measure as measure_command
+from fleet_controller.commands import quarantine as quarantine_commands
+from fleet_controller.commands.terminal import complain
 from fleet_controller.config import load
 from fleet_controller.errors import BrokerError, ControllerError, ServiceError, StoreError
-from fleet_controller.terminal import complain
 
 OK: Final = 0  # 1, "found problems", is for each command to give
 USAGE: Final = 2
@@ -188,7 +190,7 @@ def _positive(text: str) -> float:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from fleet_controller.demo import main_demo  # noqa: PLC0415 - `status` has two seconds and needs none of it
+    from fleet_controller.demo.run import main_demo  # noqa: PLC0415 - `status` has two seconds and needs none of it
 
     return main_demo(args)
 

@@ -9,18 +9,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from fleet_controller.config import ControllerConfig
 from fleet_controller.errors import ControllerError
-from fleet_controller.fleet import load_fleet
-from fleet_controller.ingest import MqttIngest
+from fleet_controller.fleet.load import load_fleet
+from fleet_controller.ingest.client import MqttIngest
 from fleet_controller.instruct import instructions_for
 from fleet_controller.patience import Patience
 from fleet_controller.quarantine import Quarantine
 from fleet_controller.receipts import ReceiptBook
 from fleet_controller.records import Accepted, Incoming, Rejected, Verdict
-from fleet_controller.store import Store
+from fleet_controller.store.database import Store
 from fleet_controller.validate import Validator, refused
 from probe.messages import encode, shard_of, topic
 from probe.tasks import TASKS
@@ -29,6 +30,8 @@ from probe.tasks.base import AnyTask
 _LOG = logging.getLogger(__name__)
 _SUMMARY_PERIOD_S: Final = 60.0
 _TICK_S: Final = 0.2
+# How often the fleet file is looked at: an operator who changed it does not wait for longer.
+_FLEET_FILE_PERIOD_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ class Controller:
         self._config, self._tasks = config, tasks
         self._stopping = threading.Event()
         self._patience = Patience(self._stopping)
+        self._fleet_stamp = _stamp(config.fleet_file)
         self._fleet = load_fleet(config.fleet_file, tasks)
         self._validator = Validator(self._fleet, tasks)
         self._store = Store(config.influxdb, tasks, config.batch.max_points)
@@ -96,6 +100,7 @@ class Controller:
 
     def reload_fleet(self) -> bool:
         """Read the fleet file again; a bad one changes nothing, and is told."""
+        self._fleet_stamp = _stamp(self._config.fleet_file)
         try:
             self._fleet = load_fleet(self._config.fleet_file, self._tasks)
         except (ControllerError, OSError) as error:
@@ -104,6 +109,11 @@ class Controller:
         self._validator.exchange_fleet(self._fleet)
         _LOG.info("fleet file was read again: %d probes", len(self._fleet.probes))
         return True
+
+    def reload_changed_fleet(self) -> None:
+        """Read the fleet file again if it was written since: a probe that is new in it is not a stranger for long."""
+        if _stamp(self._config.fleet_file) != self._fleet_stamp:
+            self.reload_fleet()
 
     def counters(self) -> Counters:
         """What was done so far."""
@@ -153,6 +163,7 @@ class Controller:
 
     def _publish_instructions(self) -> None:
         """The broker may have lost its disk: without this, a probe installed today would never learn what to do."""
+        self.reload_changed_fleet()
         owned = self._config.shards
         try:
             instructions = instructions_for(self._fleet)
@@ -194,6 +205,7 @@ def _run(
     controller: Controller, stop: threading.Event, reload: threading.Event, ready: Callable[[], object] | None
 ) -> None:
     next_summary_s = time.monotonic() + _SUMMARY_PERIOD_S
+    next_look_s = time.monotonic() + _FLEET_FILE_PERIOD_S
     while not stop.wait(_TICK_S):
         if ready is not None and controller.ready.is_set():
             ready()
@@ -201,9 +213,21 @@ def _run(
         if reload.is_set():
             reload.clear()
             controller.reload_fleet()
+        if time.monotonic() >= next_look_s:
+            next_look_s = time.monotonic() + _FLEET_FILE_PERIOD_S
+            controller.reload_changed_fleet()
         if time.monotonic() >= next_summary_s:
             next_summary_s += _SUMMARY_PERIOD_S
             _LOG.info("%s", controller.counters())
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is written or replaced; absent when there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 @contextmanager

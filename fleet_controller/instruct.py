@@ -18,7 +18,7 @@ import msgspec
 
 from fleet_controller.broker_session import BrokerSession, Outgoing
 from fleet_controller.errors import BrokerError, ControllerError
-from fleet_controller.fleet_types import Fleet, FleetPeer, FleetProbe, FleetSchedule, FleetSuppression
+from fleet_controller.fleet.model import Fleet, FleetPeer, FleetProbe, FleetSchedule, FleetSuppression
 from probe.messages import (
     PACKET_BYTES_MAX,
     Action,

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fleet_controller.config import ControllerConfig
-from fleet_controller.fleet import load_fleet
+from fleet_controller.fleet.load import load_fleet
 from fleet_controller.quarantine import Item, Quarantine
 from fleet_controller.records import Rejected
-from fleet_controller.store import Store
+from fleet_controller.store.database import Store
 from fleet_controller.validate import Validator, refused
 from probe.tasks import TASKS
 from probe.tasks.base import AnyTask

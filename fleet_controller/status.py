@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from fleet_controller.errors import StoreError
-from fleet_controller.fleet_types import Fleet
+from fleet_controller.fleet.model import Fleet
 from probe.messages import (
     AgentId,
     AgentState,

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, TypeVar
 import msgspec
 
 from fleet_controller.errors import InvalidReportError
-from fleet_controller.fleet_types import Fleet
+from fleet_controller.fleet.model import Fleet
 from fleet_controller.records import Accepted, Origin, Rejected, RejectReason, Taken, Verdict
 from probe.messages import PACKET_BYTES_MAX, SCHEMA_VERSION, Message, Result, parse_topic
 from probe.tasks.base import AnyTask, Parameters, Values, variant_fields

@@ -26,7 +26,7 @@ from probe.exclusion import HeavyLock
 from probe.instruction import InstructionFile
 from probe.links import Link
 from probe.measure import Invocation, Measurer
-from probe.messages import AgentState, NotRunReason, Progress, SpoolStatus, Status
+from probe.messages import AgentState, NotRunReason, Progress, Result, SpoolStatus, Status
 from probe.orders import Orders
 from probe.publish import Publisher
 from probe.schedule import Due, Scheduler
@@ -39,8 +39,9 @@ _LOG = logging.getLogger(__name__)
 # A stop is done within 5 s: running measurements get the first part, the goodbye to the broker the second.
 _STOP_MEASURING_S = 2.5
 _STOP_PUBLISHING_S = 2.0
-# A report, its acknowledgement and its receipt cost the probe more than a measurement: a round's results go together.
-_GATHER_S = 2.0
+# A report, its acknowledgement and its receipt cost the probe more than a measurement: results that come close
+# together travel together. What a person has asked for by a command leaves at once.
+_GATHER_S = 5.0
 # Every periodic job has a spread, so that a fleet that was powered up together does not report together.
 _SPREAD_RATIO = 0.1
 
@@ -169,9 +170,10 @@ class Agent:
 
     # What the stages report
 
-    def _on_stored(self) -> None:
-        """Wait a moment for the next result of the same round: they then travel as one report."""
-        if self._notifying is None:
+    def _on_stored(self, result: Result) -> None:
+        if result.command_id is not None:
+            self._publisher.notify()
+        elif self._notifying is None:
             self._notifying = asyncio.get_running_loop().call_later(_GATHER_S, self._notify)
 
     def _notify(self) -> None:

@@ -17,10 +17,10 @@ T = TypeVar("T")
 class SpoolThread:
     """Every call goes through one thread, in order, so that no fsync stops the event loop.
 
-    `stored` is called after each result that can be sent.
+    `stored` hears of each result that can be sent.
     """
 
-    def __init__(self, spool: Spool, stored: Callable[[], None]) -> None:
+    def __init__(self, spool: Spool, stored: Callable[[Result], None]) -> None:
         self._spool = spool
         self._stored = stored
         self.executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spool")
@@ -32,13 +32,13 @@ class SpoolThread:
     async def finish(self, row: int, result: Result) -> int:
         """As `Spool.finish`."""
         sequence = await self.call(self._spool.finish, row, result)
-        self._stored()
+        self._stored(result)
         return sequence
 
     async def add(self, result: Result, started: Instant) -> int:
         """As `Spool.add`."""
         sequence = await self.call(self._spool.add, result, started)
-        self._stored()
+        self._stored(result)
         return sequence
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet_controller.services import Influxd, Mosquitto
+from fleet_controller.lab.services import Influxd, Mosquitto
 
 LAB = Path(__file__).parent / "lab"
 

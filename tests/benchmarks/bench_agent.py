@@ -16,7 +16,7 @@ from pathlib import Path
 
 from real_fleet import Fleet, wait_until
 
-from fleet_controller.services import Service
+from fleet_controller.lab.services import Service
 
 SCHEDULES = """\
   rest:

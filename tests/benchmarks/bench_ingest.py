@@ -26,7 +26,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from fleet_controller.controller import Controller
-from fleet_controller.services import Influxd, Mosquitto
+from fleet_controller.lab.services import Influxd, Mosquitto
 from probe.messages import Report, topic_filter
 
 

@@ -39,8 +39,12 @@ def test_the_import_rules_hold() -> None:
         ("probe/spool.py", "import probe.publish", "The agent's stages never import each other"),
         ("probe/links.py", "import probe.tasks.base", "The agent's layers point one way"),
         ("probe/agent.py", "import fleet_controller.config", "The agent never imports the controller"),
-        ("fleet_controller/store.py", "import probe.spool", "The controller takes the contract"),
-        ("fleet_controller/ingest.py", "import fleet_controller.store", "The controller's stages never import"),
+        ("fleet_controller/store/database.py", "import probe.spool", "The controller takes the contract"),
+        (
+            "fleet_controller/ingest.py",
+            "import fleet_controller.store.database",
+            "The controller's stages never import",
+        ),
     ],
 )
 def test_a_breach_of_the_import_rules_is_found(tmp_path: Path, module: str, line: str, contract: str) -> None:

@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from fleet_controller.demo_report import TASKS
-from fleet_controller.services import die_with_parent
+from fleet_controller.demo.report import TASKS
+from fleet_controller.lab.services import die_with_parent
 
 _NETNS = Path("/var/run/netns")
 # Nobody, but able to read root's folders: the interpreter under test may be in one.
@@ -216,7 +216,10 @@ def test_a_server_that_dies_ends_the_demo_with_its_last_words(start: Callable[..
 
 @pytest.mark.timeout(180)
 def test_kept_running_it_tells_addresses_that_answer(start: Callable[..., Demo]) -> None:
-    """With --keep, InfluxDB answers on a port of this host until Ctrl-C; a run too short to be complete says 1."""
+    """With --keep, InfluxDB and `fleet-controller status` answer on this host until Ctrl-C.
+
+    A run too short to be complete says 1.
+    """
     demo = start("--for", "1", "--keep")
     assert demo.process.stdout is not None
     said = ""
@@ -228,6 +231,12 @@ def test_kept_running_it_tells_addresses_that_answer(start: Callable[..., Demo])
     assert address is not None
     with urllib.request.urlopen(f"{address[1]}/query?q=SHOW+DATABASES", timeout=10) as answer:  # noqa: S310 - the demo's own address
         assert "fleet" in answer.read().decode()
+    operator_file = re.search(r"fleet-controller status --config (\S+)", said)
+    assert operator_file is not None
+    status = [sys.executable, "-m", "fleet_controller.cli", "status", "--json", "--config", operator_file[1]]
+    answered = subprocess.run(status, capture_output=True, text=True, check=False, timeout=30)
+    agents = {agent["agent_id"]: agent["state"] for agent in json.loads(answered.stdout)["agents"]}
+    assert agents.keys() == {"demo-ha-noi-1", "demo-can-tho-1"}
     demo.process.send_signal(signal.SIGINT)
     demo.process.communicate(timeout=60)
     assert demo.process.returncode == 1

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from fleet_controller.emulator import EmulatedLink, End
-from fleet_controller.line import LinkProfile, tcp_payload_bps
-from fleet_controller.namespaces import command_in, namespace, run_ip
-from fleet_controller.services import die_with_parent
+from fleet_controller.lab.emulator import EmulatedLink, End
+from fleet_controller.lab.line import LinkProfile, tcp_payload_bps
+from fleet_controller.lab.namespaces import command_in, namespace, run_ip
+from fleet_controller.lab.services import die_with_parent
 
 NEAR, FAR, DEVICE = "198.18.0.2", "198.18.0.1", "wan0"  # RFC 2544's benchmarking range
 # A token bucket counts the Ethernet header, an IP-layer rate does not.

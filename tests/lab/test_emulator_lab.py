@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from fleet_controller import namespaces
-from fleet_controller.emulator import EmulatedLink, End
 from fleet_controller.errors import ServiceError
-from fleet_controller.line import LinkProfile, tcp_payload_bps
-from fleet_controller.namespaces import command_in, entered, exists, namespace, run_in, run_ip
-from fleet_controller.services import answers, die_with_parent
+from fleet_controller.lab import namespaces
+from fleet_controller.lab.emulator import EmulatedLink, End
+from fleet_controller.lab.line import LinkProfile, tcp_payload_bps
+from fleet_controller.lab.namespaces import command_in, entered, exists, namespace, run_in, run_ip
+from fleet_controller.lab.services import answers, die_with_parent
 
 NEAR_ADDRESS, FAR_ADDRESS = "198.18.0.2", "198.18.0.1"  # RFC 2544's benchmarking range
 PORT = 5201
@@ -175,8 +175,8 @@ def test_a_stopped_or_killed_line_leaves_no_device_and_can_come_back(tmp_path: P
 PARENT = """
 import sys, time
 from pathlib import Path
-from fleet_controller.emulator import EmulatedLink, End
-from fleet_controller.line import LinkProfile
+from fleet_controller.lab.emulator import EmulatedLink, End
+from fleet_controller.lab.line import LinkProfile
 near, far, folder = sys.argv[1:]
 EmulatedLink(Path(folder), LinkProfile(10**8, 10**8, 0.01), End(near, "wan0", "198.18.0.2/30"),
              End(far, "line0", "198.18.0.1/30")).start()

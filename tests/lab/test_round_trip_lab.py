@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from fleet_controller.emulator import EmulatedLink, End
-from fleet_controller.line import LinkProfile
-from fleet_controller.namespaces import command_in, entered, namespace, run_ip
+from fleet_controller.lab.emulator import EmulatedLink, End
+from fleet_controller.lab.line import LinkProfile
+from fleet_controller.lab.namespaces import command_in, entered, namespace, run_ip
 from probe.flows.reflector import Reflector
 
 NEAR_ADDRESS, FAR_ADDRESS = "198.18.0.2", "198.18.0.1"  # RFC 2544's benchmarking range

@@ -11,7 +11,7 @@ import pytest
 from fleet_controller.broker_session import BrokerSession, Outgoing
 from fleet_controller.config import BrokerConfig, TlsConfig
 from fleet_controller.errors import BrokerError
-from fleet_controller.services import Mosquitto
+from fleet_controller.lab.services import Mosquitto
 from probe.messages import topic
 
 # paho forgets to close the socket of a handshake that failed; the interpreter then closes it and says so.

@@ -16,7 +16,7 @@ from typing import Any, Self
 import msgspec
 import pytest
 
-from fleet_controller.services import Service, answers, find_program, free_port
+from fleet_controller.lab.services import Service, answers, find_program, free_port
 from probe.clock import SystemClock
 from probe.config import LinkConfig
 from probe.errors import MeasurementFailedError, NotRunError

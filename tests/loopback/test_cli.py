@@ -16,7 +16,7 @@ import pytest
 from agent_rig import AGENT_ID, AgentRig, fleet_probe
 
 import probe
-from fleet_controller.services import Dnsmasq
+from fleet_controller.lab.services import Dnsmasq
 from probe.messages import Result, encode
 
 

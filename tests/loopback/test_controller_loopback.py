@@ -29,9 +29,9 @@ import probe.tasks
 from fleet_controller.config import ControllerConfig
 from fleet_controller.controller import Controller, serve
 from fleet_controller.errors import ConfigError, ControllerError
+from fleet_controller.lab.services import Influxd, Mosquitto
 from fleet_controller.quarantine import Quarantine
 from fleet_controller.replay import replay
-from fleet_controller.services import Influxd, Mosquitto
 from probe.messages import PACKET_BYTES_MAX, encode, topic
 
 

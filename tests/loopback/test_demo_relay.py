@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from fleet_controller.demo_relay import _CONNECTIONS_MAX, Relay
-from fleet_controller.services import free_port
+from fleet_controller.demo.relay import _CONNECTIONS_MAX, Relay
+from fleet_controller.lab.services import free_port
 
 TIME_OUT_S = 10.0
 

@@ -16,7 +16,7 @@ import dns.rcode
 import dns.rrset
 import pytest
 
-from fleet_controller.services import Dnsmasq, free_port
+from fleet_controller.lab.services import Dnsmasq, free_port
 from probe.clock import SystemClock
 from probe.config import LinkConfig
 from probe.errors import MeasurementFailedError, NotRunError

@@ -21,11 +21,11 @@ from fleet_controller.broker_session import BrokerSession, Outgoing
 from fleet_controller.cli import main
 from fleet_controller.config import BrokerConfig
 from fleet_controller.errors import BrokerError
-from fleet_controller.fleet import load_fleet
+from fleet_controller.fleet.load import load_fleet
 from fleet_controller.instruct import instructions_for
+from fleet_controller.lab.services import Influxd, Mosquitto
 from fleet_controller.quarantine import Quarantine
 from fleet_controller.records import Rejected, RejectReason
-from fleet_controller.services import Influxd, Mosquitto
 from probe.messages import AgentState, ClockReading, ClockState, Instruction, SpoolStatus, topic
 
 Run = Callable[..., tuple[int, str, str]]

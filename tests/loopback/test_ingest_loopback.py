@@ -11,9 +11,9 @@ import pytest
 from ingest_kit import AGENT, AgentClient, report, result, wait_until
 
 from fleet_controller.config import BatchConfig, BrokerConfig
-from fleet_controller.ingest import MqttIngest
+from fleet_controller.ingest.client import MqttIngest
+from fleet_controller.lab.services import Mosquitto
 from fleet_controller.records import Incoming
-from fleet_controller.services import Mosquitto
 from probe.messages import encode, topic
 
 
@@ -147,7 +147,7 @@ def test_memory_is_bounded_and_nothing_is_lost(
     broker: Mosquitto, agent: AgentClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While nothing can be stored, the broker keeps what does not fit; afterwards all of it comes."""
-    monkeypatch.setattr("fleet_controller.ingest._READ_PAUSE_S", 0.2)
+    monkeypatch.setattr("fleet_controller.ingest.client._READ_PAUSE_S", 0.2)
     with Hand(broker, max_messages=10, max_held_messages=50) as hand:
         hand.open.clear()
         agent.send(*numbered(300))
@@ -160,7 +160,7 @@ def test_memory_is_bounded_and_nothing_is_lost(
 
 def test_memory_is_bounded_in_bytes_too(broker: Mosquitto, agent: AgentClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few large messages reach the bound as well."""
-    monkeypatch.setattr("fleet_controller.ingest._READ_PAUSE_S", 0.2)
+    monkeypatch.setattr("fleet_controller.ingest.client._READ_PAUSE_S", 0.2)
     large = [b"%03d" % number + bytes(200_000) for number in range(30)]
     with Hand(broker, max_messages=1, max_held_bytes=1024 * 1024) as hand:
         hand.open.clear()
@@ -196,7 +196,7 @@ def test_a_dead_network_thread_is_replaced(
     broker: Mosquitto, agent: AgentClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The library calls a client connected whose thread has died; the missing heartbeat tells, a new one takes over."""
-    monkeypatch.setattr("fleet_controller.ingest._LIVENESS_KEEPALIVES", 1)
+    monkeypatch.setattr("fleet_controller.ingest.client._LIVENESS_KEEPALIVES", 1)
     with Hand(broker) as hand:
         dying = hand.ingest._session.client
         died = threading.Event()

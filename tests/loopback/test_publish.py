@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from mqtt_parts import AGENT_ID, QUICK, Agent, Desk, Relay
 
-from fleet_controller.services import Mosquitto, die_with_parent
+from fleet_controller.lab.services import Mosquitto, die_with_parent
 from probe import config
 from probe.messages import AgentState, Progress, Receipt
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mqtt_parts import AGENT_ID, Agent, Desk
 
-from fleet_controller.services import Mosquitto, free_port
+from fleet_controller.lab.services import Mosquitto, free_port
 from probe import config
 
 DAYS = "2"

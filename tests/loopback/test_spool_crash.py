@@ -24,7 +24,7 @@ from spool_parts import (
     sequences_of,
 )
 
-from fleet_controller.services import die_with_parent
+from fleet_controller.lab.services import die_with_parent
 from probe.clock import Instant
 from probe.errors import SpoolError
 from probe.messages import NotRunReason

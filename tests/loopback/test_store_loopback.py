@@ -19,9 +19,9 @@ from ingest_kit import START_UNIX_NS, TASKS, Nginx, accepted, result
 
 from fleet_controller.config import InfluxConfig
 from fleet_controller.errors import StoreError, StoreRefusedError, StoreUnavailableError
-from fleet_controller.line_protocol import line, tag_text, text
-from fleet_controller.services import Influxd, free_port
-from fleet_controller.store import Store, _Line, quote_identifier, quote_string
+from fleet_controller.lab.services import Influxd, free_port
+from fleet_controller.store.database import Store, _Line, quote_identifier, quote_string
+from fleet_controller.store.line_protocol import line, tag_text, text
 
 SINCE = "time > 0"
 

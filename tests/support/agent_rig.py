@@ -19,7 +19,7 @@ import msgspec
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-from fleet_controller.services import Mosquitto, Service, answers, free_port
+from fleet_controller.lab.services import Mosquitto, Service, answers, free_port
 from probe.messages import (
     Action,
     Command,

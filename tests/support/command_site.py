@@ -13,9 +13,9 @@ from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from fleet_controller.config import ControllerConfig, load
-from fleet_controller.fleet import load_fleet
-from fleet_controller.services import Influxd, Mosquitto
-from fleet_controller.store import Store
+from fleet_controller.fleet.load import load_fleet
+from fleet_controller.lab.services import Influxd, Mosquitto
+from fleet_controller.store.database import Store
 from fleet_controller.validate import Validator
 from probe.messages import (
     AgentState,

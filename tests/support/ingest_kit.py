@@ -17,10 +17,10 @@ from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from fleet_controller.config import BatchConfig, BrokerConfig, ControllerConfig, InfluxConfig
-from fleet_controller.fleet import load_fleet
-from fleet_controller.fleet_types import Fleet
+from fleet_controller.fleet.load import load_fleet
+from fleet_controller.fleet.model import Fleet
+from fleet_controller.lab.services import Service, answers, find_program, free_port
 from fleet_controller.records import Accepted, Verdict
-from fleet_controller.services import Service, answers, find_program, free_port
 from fleet_controller.validate import Validator
 from probe.messages import ClockReading, ClockState, Entry, Receipt, Report, Result, encode, topic
 from probe.tasks.base import AnyTask, Context, Load, Parameters, Sample, TaskType, Values

@@ -17,7 +17,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from spool_parts import BOOT_A, LIMITS, ROOMY
 
-from fleet_controller.services import Mosquitto
+from fleet_controller.lab.services import Mosquitto
 from probe import config
 from probe.clock import Instant, SystemClock
 from probe.messages import AgentState, Leaf, Receipt, Report, Result, Status, topic

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fleet_controller.services import Dnsmasq, Influxd, Mosquitto, Service, answers, free_port
+from fleet_controller.lab.services import Dnsmasq, Influxd, Mosquitto, Service, answers, free_port
 
 DATABASE = "fleet"
 

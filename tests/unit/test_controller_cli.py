@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from fleet_controller import cli
-from fleet_controller import fleet as fleet_module
+from fleet_controller.commands.measure import build_command, expected_results
+from fleet_controller.commands.terminal import printable
 from fleet_controller.errors import (
     BrokerError,
     ConfigError,
@@ -17,11 +18,10 @@ from fleet_controller.errors import (
     QuarantineError,
     StoreUnavailableError,
 )
-from fleet_controller.fleet import load_fleet
-from fleet_controller.measure_command import build_command, expected_results
-from fleet_controller.terminal import printable
+from fleet_controller.fleet import load as fleet_module
+from fleet_controller.fleet.load import load_fleet
 
-EXAMPLE = Path(fleet_module.__file__).parent / "examples" / "fleet.yaml"
+EXAMPLE = Path(fleet_module.__file__).parents[1] / "examples" / "fleet.yaml"
 BAD_FLEET = Path(__file__).parent / "bad_fleet"
 NOW = 1_800_000_000 * 10**9
 COMMANDS = ["demo", "serve", "check", "apply", "status", "measure", "quarantine", "quarantine list",
@@ -104,7 +104,7 @@ def test_an_error_has_its_exit_code(
     def fail(_args: argparse.Namespace) -> int:
         raise error
 
-    monkeypatch.setattr("fleet_controller.commands.status", fail)
+    monkeypatch.setattr("fleet_controller.commands.fleet.status", fail)
     assert cli.main(["status"]) == code
     assert capsys.readouterr().err == f"fleet-controller: {error}\n"
 

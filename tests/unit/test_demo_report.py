@@ -10,10 +10,10 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from fleet_controller import demo_report
 from fleet_controller.config import load as load_controller
-from fleet_controller.demo_files import RESOLVED_NAME, Servers, write_files
-from fleet_controller.demo_topology import (
+from fleet_controller.demo import report as demo_report
+from fleet_controller.demo.files import RESOLVED_NAME, Servers, write_files
+from fleet_controller.demo.topology import (
     BROKER_ADDRESS,
     FIXED,
     MOBILE,
@@ -25,9 +25,9 @@ from fleet_controller.demo_topology import (
     Topology,
     loopback,
 )
-from fleet_controller.demo_view import View, Watcher
-from fleet_controller.fleet import load_fleet
-from fleet_controller.line import tcp_payload_bps
+from fleet_controller.demo.view import View, Watcher
+from fleet_controller.fleet.load import load_fleet
+from fleet_controller.lab.line import tcp_payload_bps
 from probe.config import load as load_probe
 from probe.messages import topic
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from fleet_controller import fleet as fleet_module
-from fleet_controller.fleet import CheckedFleet, FleetError, Mistake, check_fleet, load_fleet
-from fleet_controller.yaml_lines import FILE_BYTES_MAX, parse_lined
+from fleet_controller.fleet import load as fleet_module
+from fleet_controller.fleet.load import CheckedFleet, FleetError, Mistake, check_fleet, load_fleet
+from fleet_controller.fleet.yaml_lines import FILE_BYTES_MAX, parse_lined
 
 BAD_FLEET = Path(__file__).parent / "bad_fleet"
-EXAMPLE = Path(fleet_module.__file__).parent / "examples" / "fleet.yaml"
+EXAMPLE = Path(fleet_module.__file__).parents[1] / "examples" / "fleet.yaml"
 
 
 def words(checked: CheckedFleet) -> str:

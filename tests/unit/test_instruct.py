@@ -13,8 +13,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleet_controller import fleet as fleet_module
-from fleet_controller.fleet import (
+from fleet_controller.fleet import load as fleet_module
+from fleet_controller.fleet.load import (
     Fleet,
     FleetAction,
     FleetLink,
@@ -24,8 +24,9 @@ from fleet_controller.fleet import (
     FleetSuppression,
     load_fleet,
 )
-from fleet_controller.fleet_parts import Collector
-from fleet_controller.fleet_reader import read_fleet
+from fleet_controller.fleet.parts import Collector
+from fleet_controller.fleet.reader import read_fleet
+from fleet_controller.fleet.yaml_lines import parse_lined
 from fleet_controller.instruct import (
     Change,
     InstructionTooLongError,
@@ -36,11 +37,10 @@ from fleet_controller.instruct import (
     revision_of,
     send_changes,
 )
-from fleet_controller.yaml_lines import parse_lined
 from probe.messages import Instruction, encode, topic
 from probe.tasks import TASKS
 
-EXAMPLE = Path(fleet_module.__file__).parent / "examples" / "fleet.yaml"
+EXAMPLE = Path(fleet_module.__file__).parents[1] / "examples" / "fleet.yaml"
 PING = FleetAction(task="round_trip", peers=("near",))
 FIXED = FleetLink(operator="vnpt", access="fixed")
 MOBILE = FleetLink(operator="viettel", access="mobile", byte_budget_per_month=10**10)

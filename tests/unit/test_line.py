@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_controller.line import (
+from fleet_controller.lab.line import (
     VNET_HEADER_BYTES,
     Jitter,
     Line,

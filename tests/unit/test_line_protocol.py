@@ -9,7 +9,7 @@ import pytest
 from ingest_kit import GAUGE, START_UNIX_NS, TASKS, GaugeValues, accepted, result
 
 from fleet_controller.errors import ConfigError
-from fleet_controller.line_protocol import Schema, line, tag_text, text
+from fleet_controller.store.line_protocol import Schema, line, tag_text, text
 from probe.messages import Failure, FailureKind, NotRun, NotRunReason, Operation
 from probe.tasks import TASKS as REAL_TASKS
 from probe.tasks.base import AnyTask, Parameters, Sample, TaskType, Values

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fleet_controller import namespaces
 from fleet_controller.errors import ServiceError
+from fleet_controller.lab import namespaces
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from fleet_controller import outbox as outbox_module
-from fleet_controller.outbox import WINDOW, Outbox
+from fleet_controller.ingest import outbox as outbox_module
+from fleet_controller.ingest.outbox import WINDOW, Outbox
 
 
 class Clock:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet_controller.provinces import (
+from fleet_controller.fleet.provinces import (
     BY_CODE,
     PROVINCES,
     find_old_province,
@@ -75,7 +75,7 @@ def test_the_old_table_has_no_row_twice() -> None:
 
 def test_the_old_table_is_valid_csv() -> None:
     """The packaged file has a header and three columns in each row."""
-    path = Path(__file__).parents[2] / "fleet_controller" / "provinces_vn63.csv"
+    path = Path(__file__).parents[2] / "fleet_controller" / "fleet" / "provinces_vn63.csv"
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["code", "name", "new_code"]

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from fleet_controller.errors import StoreUnavailableError
-from fleet_controller.fleet import Fleet, FleetAction, FleetLink, FleetProbe, FleetSchedule
+from fleet_controller.fleet.load import Fleet, FleetAction, FleetLink, FleetProbe, FleetSchedule
 from fleet_controller.instruct import instructions_for
 from fleet_controller.status import (
     NS_PER_S,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ingest_kit import AGENT, SPACE, START_UNIX_NS, TASKS, GaugeValues, altered, fleet, report, result, validate
 
-from fleet_controller.fleet_types import Fleet, FleetLink, FleetPeer, FleetProbe
+from fleet_controller.fleet.model import Fleet, FleetLink, FleetPeer, FleetProbe
 from fleet_controller.records import RejectReason
 from fleet_controller.validate import EARLIEST_UNIX_NS, FUTURE_TOLERANCE_NS, STRING_BYTES_MAX, Validator, refused
 from probe.messages import (

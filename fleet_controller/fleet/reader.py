@@ -6,11 +6,11 @@ import ipaddress
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from fleet_controller import fleet_schedules
-from fleet_controller.fleet_parts import Collector, Path, suggest
-from fleet_controller.fleet_types import Fleet, FleetLink, FleetOperator, FleetPeer, FleetProbe, Part
-from fleet_controller.provinces import BY_CODE, PROVINCES, Province, find_old_province, find_province
-from fleet_controller.yaml_lines import Lined
+from fleet_controller.fleet import schedules as fleet_schedules
+from fleet_controller.fleet.model import Fleet, FleetLink, FleetOperator, FleetPeer, FleetProbe, Part
+from fleet_controller.fleet.parts import Collector, Path, suggest
+from fleet_controller.fleet.provinces import BY_CODE, PROVINCES, Province, find_old_province, find_province
+from fleet_controller.fleet.yaml_lines import Lined
 from probe.tasks.base import AnyTask
 
 P = TypeVar("P", bound=Part)

@@ -17,9 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fleet_controller.errors import ControllerError
-from fleet_controller.fleet_parts import Collector
-from fleet_controller.fleet_reader import read_fleet
-from fleet_controller.fleet_types import (
+from fleet_controller.fleet.model import (
     Access,
     Fleet,
     FleetAction,
@@ -31,7 +29,9 @@ from fleet_controller.fleet_types import (
     FleetSuppression,
     Scope,
 )
-from fleet_controller.yaml_lines import Mistake, read_lined
+from fleet_controller.fleet.parts import Collector
+from fleet_controller.fleet.reader import read_fleet
+from fleet_controller.fleet.yaml_lines import Mistake, read_lined
 from probe.tasks import TASKS
 from probe.tasks.base import AnyTask
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from fleet_controller.config import BatchConfig, BrokerConfig
-from fleet_controller.mqtt_session import Session
-from fleet_controller.outbox import Outbox
+from fleet_controller.ingest.outbox import Outbox
+from fleet_controller.ingest.session import Session
 from fleet_controller.records import Incoming
 from probe.messages import topic_filter
 

@@ -11,13 +11,13 @@ from typing import Any, Final
 import msgspec
 
 from fleet_controller.broker_session import BrokerSession, Outgoing
+from fleet_controller.commands.terminal import complain, say, say_json
 from fleet_controller.config import ControllerConfig, load
 from fleet_controller.errors import BrokerError, ConfigError
-from fleet_controller.fleet import Fleet, load_fleet
-from fleet_controller.fleet_parts import suggest
+from fleet_controller.fleet.load import Fleet, load_fleet
+from fleet_controller.fleet.parts import suggest
 from fleet_controller.instruct import compile_instruction
-from fleet_controller.store import Store, quote_string
-from fleet_controller.terminal import complain, say, say_json
+from fleet_controller.store.database import Store, quote_string
 from probe.messages import Action, Command, encode, topic
 from probe.tasks import TASKS
 from probe.tasks.base import AnyTask

@@ -9,8 +9,9 @@ from typing import Final
 import msgspec
 
 from fleet_controller.broker_session import BrokerSession
+from fleet_controller.commands.terminal import complain, open_console, say, say_json
 from fleet_controller.config import ControllerConfig, load
-from fleet_controller.fleet import CheckedFleet, Fleet, Mistake, check_fleet, load_fleet
+from fleet_controller.fleet.load import CheckedFleet, Fleet, Mistake, check_fleet, load_fleet
 from fleet_controller.instruct import (
     Change,
     InstructionTooLongError,
@@ -20,8 +21,7 @@ from fleet_controller.instruct import (
 )
 from fleet_controller.status import FleetView, last_results, view_fleet
 from fleet_controller.status_table import print_view
-from fleet_controller.store import Store
-from fleet_controller.terminal import complain, open_console, say, say_json
+from fleet_controller.store.database import Store
 from probe.tasks import TASKS
 
 _OK: Final = 0

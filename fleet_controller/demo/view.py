@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from fleet_controller.demo_report import TASKS
-from fleet_controller.demo_topology import DemoLink
+from fleet_controller.demo.report import TASKS
+from fleet_controller.demo.topology import DemoLink
 from probe.messages import Progress, topic_filter
 
 Counts = Counter[tuple[str, str, str]]

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from fleet_controller.yaml_lines import Lined, Mistake, Step, dotted
+from fleet_controller.fleet.yaml_lines import Lined, Mistake, Step, dotted
 from probe.messages import AGENT_ID_PATTERN, NAME_PATTERN
 
 S = TypeVar("S", bound=msgspec.Struct)

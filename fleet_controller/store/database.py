@@ -7,12 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from fleet_controller import influx_http
 from fleet_controller.config import InfluxConfig
 from fleet_controller.errors import PartialWriteError, StoreError, StoreRefusedError
-from fleet_controller.influx_http import Writer, WriterV1, WriterV2
-from fleet_controller.line_protocol import Schema
 from fleet_controller.records import Accepted, Refused
+from fleet_controller.store import influx_http
+from fleet_controller.store.influx_http import Writer, WriterV1
+from fleet_controller.store.line_protocol import Schema
 from probe.tasks.base import AnyTask
 
 _LOG = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ class Store:
             if api == "auto":
                 api = influx_http.detect_api(self._client, self._config)
                 _LOG.info("database at %s answered: it takes the %s write endpoint", self._config.url, api)
-            self._writer = WriterV1(self._client, self._config) if api == "v1" else WriterV2(self._config)
+            self._writer = WriterV1(self._client, self._config) if api == "v1" else _writer_v2(self._config)
         return self._writer
 
     def _forget_writer(self) -> None:
@@ -196,3 +196,10 @@ def _all_dropped(words: str, count: int) -> bool:
     """Whether the server says that it stored none of these: then there is nothing to search for."""
     told = _DROPPED.search(words)
     return told is not None and int(told[1]) == count
+
+
+def _writer_v2(config: InfluxConfig) -> Writer:
+    # influxdb-client takes half a second to import: a server that lacks its endpoint, and `status`, need not wait.
+    from fleet_controller.store.influx_v2 import WriterV2  # noqa: PLC0415 - see above
+
+    return WriterV2(config)

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, Self
 
-from fleet_controller.namespaces import entered
+from fleet_controller.lab.namespaces import entered
 
 _LOG = logging.getLogger(__name__)
 _CHUNK_BYTES = 64 * 1024

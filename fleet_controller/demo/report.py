@@ -11,8 +11,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from fleet_controller.demo_topology import DemoLink
-from fleet_controller.line import tcp_payload_bps
+from fleet_controller.demo.topology import DemoLink
+from fleet_controller.lab.line import tcp_payload_bps
 
 Rows = list[dict[str, Any]]
 Query = Callable[[str], Rows]
@@ -86,7 +86,8 @@ def _question(task: str) -> str:
     tags = ["agent_id", *(("link",) if task != "host" else ()), *(("direction",) if task == "capacity" else ())]
     return (
         f"SELECT {_quoted(columns)} FROM {_quoted([task])} "  # noqa: S608 - no word of it comes from outside
-        f"WHERE \"outcome\" = 'values' GROUP BY {_quoted(tags)}"
+        # A demo that is kept running for a week is judged by all of it.
+        f"WHERE \"outcome\" = 'values' AND time > now() - 7d GROUP BY {_quoted(tags)}"
     )
 
 

@@ -77,7 +77,7 @@ BY_CODE: Final[dict[str, Province]] = {province.code: province for province in _
 @cache
 def old_provinces() -> tuple[OldProvince, ...]:
     """The 63 units before the merger, by their old code."""
-    text = resources.files("fleet_controller").joinpath("provinces_vn63.csv").read_text(encoding="utf-8")
+    text = resources.files("fleet_controller.fleet").joinpath("provinces_vn63.csv").read_text(encoding="utf-8")
     return tuple(OldProvince(**row) for row in csv.DictReader(text.splitlines()))
 
 

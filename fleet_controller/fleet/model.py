@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from fleet_controller.provinces import Province
+from fleet_controller.fleet.provinces import Province
 from probe.messages import NAME_PATTERN
 
 Access = Literal["fixed", "mobile"]

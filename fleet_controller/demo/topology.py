@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fleet_controller.emulator import EmulatedLink, End
-from fleet_controller.line import LinkProfile
-from fleet_controller.namespaces import namespace, run_ip
+from fleet_controller.lab.emulator import EmulatedLink, End
+from fleet_controller.lab.line import LinkProfile
+from fleet_controller.lab.namespaces import namespace, run_ip
 
 PROVINCES = {"demo-ha-noi-1": "ha_noi", "demo-can-tho-1": "can_tho"}
 # A good fixed line and a usual mobile one. The mobile line's loss is small enough for several TCP streams to fill

@@ -4,7 +4,7 @@ Two TUN devices, one at each end, and a process that carries packets between the
 tail drop, a serialiser of an exact rate, random loss, a delay and jitter that keeps the order. It needs root and
 /dev/net/tun, and no kernel module. Rates are of the IP layer (RFC 5136): an IP packet of n bytes takes 8 n / rate.
 
-    python -m fleet_controller.emulator '{"profile": {…}, "near": {…}, "far": {…}, "seed": 1}'
+    python -m fleet_controller.lab.emulator '{"profile": {…}, "near": {…}, "far": {…}, "seed": 1}'
 
 The devices belong to the process: when it ends, they are gone. It ends with the process that started it.
 """
@@ -27,9 +27,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from fleet_controller.line import VNET_HEADER_BYTES, Line, LineCounters, LinkProfile, line_pair
-from fleet_controller.namespaces import entered, run_ip
-from fleet_controller.services import Service
+from fleet_controller.lab.line import VNET_HEADER_BYTES, Line, LineCounters, LinkProfile, line_pair
+from fleet_controller.lab.namespaces import entered, run_ip
+from fleet_controller.lab.services import Service
 
 _TUNSETIFF = 0x400454CA  # linux/if_tun.h, this and the next six
 _TUNSETOFFLOAD = 0x400454D0
@@ -151,7 +151,12 @@ class EmulatedLink(Service):
     def __init__(self, directory: Path, profile: LinkProfile, near: End, far: End, *, seed: int = 1) -> None:
         self.profile, self.near, self.far = profile, near, far
         settings = {"profile": asdict(profile), "near": asdict(near), "far": asdict(far), "seed": seed}
-        command = [sys.executable, "-m", "fleet_controller.emulator", json.dumps(settings | {"parent": os.getpid()})]
+        command = [
+            sys.executable,
+            "-m",
+            "fleet_controller.lab.emulator",
+            json.dumps(settings | {"parent": os.getpid()}),
+        ]
         super().__init__(directory, command, self._is_ready)
         self._log_start_bytes = 0
 

@@ -25,17 +25,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fleet_controller import namespaces
 from fleet_controller.config import InfluxConfig
-from fleet_controller.demo_files import DATABASE, RESOLVED_NAME, Servers, icmp_allowed, write_files
-from fleet_controller.demo_relay import Relay
-from fleet_controller.demo_report import LinkReport, as_json, as_table, counts, read_back
-from fleet_controller.demo_topology import Topology, build, loopback
-from fleet_controller.demo_view import Counts, View, Watcher
+from fleet_controller.demo.files import DATABASE, RESOLVED_NAME, Servers, icmp_allowed, write_files, write_operator_file
+from fleet_controller.demo.relay import Relay
+from fleet_controller.demo.report import LinkReport, as_json, as_table, counts, read_back
+from fleet_controller.demo.topology import Topology, build, loopback
+from fleet_controller.demo.view import Counts, View, Watcher
 from fleet_controller.errors import ControllerError, ServiceError, StoreError
-from fleet_controller.namespaces import command_in, entered
-from fleet_controller.services import Dnsmasq, Influxd, Mosquitto, Service, answers, free_port
-from fleet_controller.store import Store
+from fleet_controller.lab import namespaces
+from fleet_controller.lab.namespaces import command_in, entered
+from fleet_controller.lab.services import Dnsmasq, Influxd, Mosquitto, Service, answers, free_port
+from fleet_controller.store.database import Store
 from probe.tasks import TASKS
 
 _TICK_S = 0.25
@@ -66,6 +66,15 @@ class Stop:
             raise InterruptedDemoError(signal.Signals(self.number).name)
 
 
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How this host, outside the demo's namespaces, reaches what runs inside."""
+
+    broker: str
+    influxdb_url: str
+    operator_file: Path
+
+
 @dataclass(slots=True)
 class Running:
     """What was started, and how to reach it."""
@@ -76,6 +85,7 @@ class Running:
     watcher: Watcher
     store: Store
     services: dict[str, Service] = field(default_factory=dict)
+    ways: Ways | None = None
 
     def query(self, influxql: str) -> list[dict[str, object]]:
         """Ask the database."""
@@ -128,7 +138,7 @@ def _run(args: argparse.Namespace, console: Console, stop: Stop) -> int:
         reports = read_back(running.query, running.topology.links)
         complete = _tell(reports, console, running, as_json_too=args.json)
         if args.keep:
-            _keep(stack, running, console, stop)
+            _keep(running, console, stop)
     return 0 if complete else 1
 
 
@@ -152,8 +162,29 @@ def _start(stack: ExitStack, directory: Path, console: Console, stop: Stop) -> R
         run = [sys.executable, "-m", "probe.cli", "run", "--config", str(files.probes[probe.agent_id])]
         service = Service(directory / probe.agent_id, command_in(probe.namespace, run), lambda: True)
         _begin(stack, running, probe.agent_id, service)
-    console.print(f"Everything runs after {time.monotonic() - began_s:.1f} s.")
+    console.print(f"Everything runs after {time.monotonic() - began_s:.1f} s. A look at it from another terminal:")
+    _open_ways(stack, running, directory)
+    _tell_ways(running, console)
     return running
+
+
+def _open_ways(stack: ExitStack, running: Running, directory: Path) -> None:
+    """Let this host reach broker and database, and write a configuration with which its operator can."""
+    core = running.topology.core
+    broker = Relay(core, running.broker.host, running.broker.port)
+    database = Relay(core, running.influxd.host, running.influxd.port)
+    for relay in (broker, database):
+        stack.callback(relay.stop)
+        relay.start()
+    running.ways = Ways(broker.address, f"http://{database.address}", directory / "operator.toml")
+    write_operator_file(running.ways.operator_file, broker.address, running.ways.influxdb_url)
+
+
+def _tell_ways(running: Running, console: Console) -> None:
+    ways = running.ways
+    if ways is not None:
+        console.print(f"  fleet-controller status --config {ways.operator_file}")
+        console.print(f"  MQTT broker: {ways.broker}   InfluxDB: {ways.influxdb_url} (database {DATABASE})")
 
 
 def _topology(stack: ExitStack, directory: Path, console: Console, stop: Stop) -> Topology:
@@ -248,16 +279,10 @@ def _tell(reports: list[LinkReport], console: Console, running: Running, *, as_j
     return not lacking
 
 
-def _keep(stack: ExitStack, running: Running, console: Console, stop: Stop) -> None:
-    """Leave it running until a signal, with a way in from this host."""
-    core = running.topology.core
-    broker = Relay(core, running.broker.host, running.broker.port)
-    database = Relay(core, running.influxd.host, running.influxd.port)
-    for relay in (broker, database):
-        stack.callback(relay.stop)
-        relay.start()
-    console.print(f"MQTT broker: {broker.address}\nInfluxDB: http://{database.address} (database {DATABASE})")
-    console.print(f"Configuration: {running.influxd.directory.parent}\nCtrl-C ends the demo.")
+def _keep(running: Running, console: Console, stop: Stop) -> None:
+    """Leave it running until a signal."""
+    console.print("Everything goes on; Ctrl-C ends the demo.")
+    _tell_ways(running, console)
     try:
         _watch(running, console, stop, None)
     except InterruptedDemoError:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from fleet_controller.fleet_parts import Collector, Path
-from fleet_controller.fleet_types import FleetAction, FleetSchedule, FleetSuppression
-from fleet_controller.yaml_lines import Lined
+from fleet_controller.fleet.model import FleetAction, FleetSchedule, FleetSuppression
+from fleet_controller.fleet.parts import Collector, Path
+from fleet_controller.fleet.yaml_lines import Lined
 from probe.tasks.base import AnyTask, Parameters
 
 

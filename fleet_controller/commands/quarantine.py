@@ -14,12 +14,12 @@ import msgspec
 from rich.markup import escape
 from rich.table import Table
 
+from fleet_controller.commands.terminal import complain, open_console, printable, say, say_json
 from fleet_controller.config import ControllerConfig, load
 from fleet_controller.quarantine import Item, Quarantine
 from fleet_controller.replay import Outcome
 from fleet_controller.replay import replay as replay_items
 from fleet_controller.status_table import age
-from fleet_controller.terminal import complain, open_console, printable, say, say_json
 
 _OK: Final = 0
 _FOUND_PROBLEMS: Final = 1

@@ -15,11 +15,6 @@ from pathlib import Path
 from typing import Any, Final, Literal, NoReturn, Protocol
 
 import httpx
-import urllib3
-from influxdb_client.client.influxdb_client import InfluxDBClient
-from influxdb_client.client.write_api import SYNCHRONOUS
-from influxdb_client.domain.write_precision import WritePrecision
-from influxdb_client.rest import ApiException
 
 from fleet_controller.config import InfluxConfig, read_secret
 from fleet_controller.errors import PartialWriteError, StoreError, StoreRefusedError, StoreUnavailableError
@@ -56,7 +51,7 @@ class WriterV1:
         try:
             answer = self._client.post(_WRITE_V1, params=self._parameters, content=lines)
         except httpx.HTTPError as error:
-            raise StoreUnavailableError(_no_answer(error)) from None
+            raise StoreUnavailableError(no_answer(error)) from None
         if answer.status_code not in _STORED:
             raise_for(answer.status_code, answer.text)
 
@@ -64,41 +59,10 @@ class WriterV1:
         """Nothing: the connections belong to who gave them."""
 
 
-class WriterV2:
-    """The `/api/v2/write` endpoint of InfluxDB 1.8 and later, through influxdb-client's synchronous API.
-
-    Its batching API would answer before anything is stored, and drop what the database refuses.
-    """
-
-    def __init__(self, config: InfluxConfig) -> None:
-        self._config = config
-        # A 1.8 server takes "user:password" for a token.
-        token = _token(config) or ":".join(_user(config) or ("", ""))
-        self._client = InfluxDBClient(
-            url=config.url, token=token, org=config.org, timeout=round(config.timeout_s * 1000), enable_gzip=False
-        )
-        self._api = self._client.write_api(write_options=SYNCHRONOUS)
-
-    def write(self, lines: bytes) -> None:
-        """Store lines; see the module for what is raised."""
-        config = self._config
-        try:
-            self._api.write(config.bucket_name, config.org, lines, write_precision=WritePrecision.NS)  # type: ignore[arg-type]  # the library types its own constant as str
-        except ApiException as error:
-            raise_for(error.status or 0, str(error.body or error.reason or ""))
-        except urllib3.exceptions.HTTPError as error:
-            raise StoreUnavailableError(_no_answer(error)) from None
-
-    def close(self) -> None:
-        """Give its connections back."""
-        self._api.close()  # type: ignore[no-untyped-call]  # the library has no types here
-        self._client.close()  # type: ignore[no-untyped-call]  # as above
-
-
 def new_client(config: InfluxConfig) -> httpx.Client:
     """The client for queries and for the 1.x write endpoint."""
-    headers, user = {}, _user(config)
-    token = _token(config)
+    headers, user = {}, user_of(config)
+    token = token_of(config)
     if token is not None:
         headers["Authorization"] = f"Token {token}"
     elif user is not None:
@@ -116,7 +80,7 @@ def server_version(client: httpx.Client) -> str:
     try:
         return str(client.get("/ping").headers.get("x-influxdb-version", ""))
     except httpx.HTTPError as error:
-        raise StoreUnavailableError(_no_answer(error)) from None
+        raise StoreUnavailableError(no_answer(error)) from None
 
 
 def detect_api(client: httpx.Client, config: InfluxConfig) -> Api:
@@ -130,7 +94,7 @@ def detect_api(client: httpx.Client, config: InfluxConfig) -> Api:
     try:
         answer = client.post(_WRITE_V2, params=parameters, content=b"")
     except httpx.HTTPError as error:
-        raise StoreUnavailableError(_no_answer(error)) from None
+        raise StoreUnavailableError(no_answer(error)) from None
     if answer.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
         raise_for(answer.status_code, answer.text)
     # A missing bucket or database is told in JSON, a missing path in the words of whatever HTTP server it is.
@@ -157,7 +121,7 @@ def query(client: httpx.Client, database: str, influxql: str, *, changes: bool =
     try:
         answer = client.request("POST" if changes else "GET", _QUERY, params=parameters)
     except httpx.HTTPError as error:
-        raise StoreUnavailableError(_no_answer(error)) from None
+        raise StoreUnavailableError(no_answer(error)) from None
     if answer.status_code not in _STORED:
         if answer.status_code in _LINES_AT_FAULT:
             raise StoreError(f"query refused: {_words(answer.text)}: {influxql}")
@@ -200,15 +164,18 @@ def _words(body: str) -> str:
     return " ".join(body.split())[:_WORDS_MAX]
 
 
-def _no_answer(error: Exception) -> str:
+def no_answer(error: Exception) -> str:
+    """What to say of a server that did not answer."""
     return f"no answer from the database: {type(error).__name__}: {error}"
 
 
-def _token(config: InfluxConfig) -> str | None:
+def token_of(config: InfluxConfig) -> str | None:
+    """The configured token, where there is one."""
     return _secret(config.token_file)
 
 
-def _user(config: InfluxConfig) -> tuple[str, str] | None:
+def user_of(config: InfluxConfig) -> tuple[str, str] | None:
+    """The configured user and password, where there are both."""
     password = _secret(config.password_file)
     if config.username is None or password is None:
         return None

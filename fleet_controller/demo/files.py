@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fleet_controller.demo_topology import ACCESS, PROVINCES, DemoLink, DemoProbe, Topology
+from fleet_controller.demo.topology import ACCESS, PROVINCES, DemoLink, DemoProbe, Topology
 
 DATABASE = "fleet"
 RESOLVED_NAME = "peer.demo.test"  # RFC 6761: .test is nobody's
@@ -123,6 +123,13 @@ def write_files(directory: Path, topology: Topology, servers: Servers, *, icmp: 
         _CONTROLLER.format(**broker, influxdb_url=servers.influxdb_url, database=DATABASE), encoding="utf-8"
     )
     return Files(controller, {probe.agent_id: _probe(directory, probe, topology, servers) for probe in topology.probes})
+
+
+def write_operator_file(path: Path, broker: str, influxdb_url: str) -> None:
+    """Write a controller.toml for commands typed on this host; `broker` is host:port."""
+    host, _, port = broker.rpartition(":")
+    text = _CONTROLLER.format(host=host, port=port, influxdb_url=influxdb_url, database=DATABASE)
+    path.write_text(text, encoding="utf-8")
 
 
 def icmp_allowed() -> bool:

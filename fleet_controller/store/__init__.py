@@ -1,0 +1,1 @@
+"""Store: the only place that knows InfluxDB."""
