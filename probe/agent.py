@@ -22,18 +22,18 @@ from probe import __version__, systemd
 from probe.clock import NS_PER_S, Clock, SystemClock, boot_id
 from probe.config import ProbeConfig
 from probe.errors import ConfigError, SpoolError
-from probe.exclusion import HeavyLock
 from probe.instruction import InstructionFile
 from probe.links import Link
-from probe.measure import Invocation, Measurer
+from probe.measure.exclusion import HeavyLock
+from probe.measure.measurer import Invocation, Measurer
+from probe.measure.targets import TargetGuard
 from probe.messages import AgentState, NotRunReason, Progress, Result, SpoolStatus, Status
 from probe.orders import Orders
-from probe.publish import Publisher
+from probe.publish.publisher import Publisher
+from probe.publish.window import Pace
 from probe.schedule import Due, Scheduler
-from probe.spool import Spool
-from probe.spool_thread import SpoolThread
-from probe.targets import TargetGuard
-from probe.window import Pace
+from probe.spool.spool import Spool
+from probe.spool.thread import SpoolThread
 
 _LOG = logging.getLogger(__name__)
 # A stop is done within 5 s: running measurements get the first part, the goodbye to the broker the second.

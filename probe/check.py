@@ -14,8 +14,8 @@ from probe.clock import SystemClock
 from probe.config import Broker, ProbeConfig
 from probe.instruction import InstructionFile
 from probe.links import Link
+from probe.measure.targets import TargetGuard
 from probe.messages import ClockState
-from probe.targets import TargetGuard
 
 # A mobile line that wakes up takes several seconds.
 _CONNECT_TIME_OUT_S = 10.0

@@ -188,7 +188,7 @@ def _outbox(arguments: argparse.Namespace) -> int:
     import msgspec  # noqa: PLC0415 - see the module's docstring
 
     from probe import config  # noqa: PLC0415 - see the module's docstring
-    from probe.spool_view import SpoolView  # noqa: PLC0415 - see the module's docstring
+    from probe.spool.view import SpoolView  # noqa: PLC0415 - see the module's docstring
 
     settings = config.load(arguments.config)
     with SpoolView(Path(settings.state_dir) / "spool.db") as view:
@@ -226,7 +226,7 @@ def _peer(arguments: argparse.Namespace) -> int:
     import asyncio  # noqa: PLC0415 - see the module's docstring
     import signal  # noqa: PLC0415 - see the module's docstring
 
-    from probe.peer import PeerSettings, serve  # noqa: PLC0415 - see the module's docstring
+    from probe.peer.serve import PeerSettings, serve  # noqa: PLC0415 - see the module's docstring
 
     settings = PeerSettings(host=arguments.host, http_port=arguments.http_port, stamp_port=arguments.stamp_port)
 

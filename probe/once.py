@@ -18,12 +18,12 @@ import msgspec
 from probe.clock import Instant, SystemClock
 from probe.config import ProbeConfig, Targets, convert_strict
 from probe.errors import ConfigError
-from probe.exclusion import HeavyLock
 from probe.instruction import COMMAND_SCHEDULE, InstructionFile
 from probe.links import Link
-from probe.measure import Instructed, Invocation, Measurer
+from probe.measure.exclusion import HeavyLock
+from probe.measure.measurer import Instructed, Invocation, Measurer
+from probe.measure.targets import TargetGuard
 from probe.messages import Action, Failure, NotRun, Peer, Progress, Result, encode
-from probe.targets import TargetGuard
 from probe.tasks import TASKS
 from probe.tasks.base import AnyTask, Load
 

@@ -11,10 +11,10 @@ import msgspec
 
 from probe.clock import NS_PER_S, Clock
 from probe.instruction import COMMAND_SCHEDULE, InstructionError, InstructionFile, parse
-from probe.measure import Instructed, Invocation, Measurer
+from probe.measure.measurer import Instructed, Invocation, Measurer
 from probe.messages import SCHEMA_VERSION, AgentId, Command, Instruction, LinkName, NotRunReason
 from probe.schedule import Scheduler
-from probe.spool_thread import SpoolThread
+from probe.spool.thread import SpoolThread
 from probe.tasks import TASKS
 
 _LOG = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class Orders:
             _LOG.warning("An instruction was refused, the one before stays in force: %s", error)
             self._spawn(self._tell_status())
             return
-        if instruction != self.instruction:
+        if not _same_orders(instruction, self.instruction):
             self._put_in_force(instruction)
             self._spawn(self._keep_instruction(payload))
         elif self.problem != _doubts(instruction, self._links):
@@ -146,6 +146,11 @@ class Orders:
             await self._measurer.run(invocation)
         finally:
             self._commands_running -= 1
+
+
+def _same_orders(one: Instruction, other: Instruction | None) -> bool:
+    """Whether they say the same; a controller that publishes all instructions again dates them anew."""
+    return other is not None and one == msgspec.structs.replace(other, issued_unix_ns=one.issued_unix_ns)
 
 
 class _Remembered:

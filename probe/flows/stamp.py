@@ -1,4 +1,4 @@
-"""STAMP (RFC 8762): the sender's session, and the reflector that answers it."""
+"""STAMP (RFC 8762): the session of the sender. Who answers it is `probe.peer.reflector`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Final
 
 from probe.flows.echo import Reply
 from probe.flows.moments import Moment
-from probe.flows.reflector import Reflector
 from probe.flows.stamp_packets import PACKET_BYTES, ReflectorPacket, SenderPacket, error_estimate_of, ntp_of
 from probe.messages import ClockReading
 
-__all__ = ["PACKET_BYTES", "Reflector", "StampProtocol"]
+__all__ = ["PACKET_BYTES", "StampProtocol"]
 
 _SEQUENCE: Final = struct.Struct("!I")
 

@@ -36,12 +36,12 @@ def test_the_import_rules_hold() -> None:
 @pytest.mark.parametrize(
     ("module", "line", "contract"),
     [
-        ("probe/spool.py", "import probe.publish", "The agent's stages never import each other"),
+        ("probe/spool/spool.py", "import probe.publish.publisher", "The agent's stages never import each other"),
         ("probe/links.py", "import probe.tasks.base", "The agent's layers point one way"),
         ("probe/agent.py", "import fleet_controller.config", "The agent never imports the controller"),
-        ("fleet_controller/store/database.py", "import probe.spool", "The controller takes the contract"),
+        ("fleet_controller/store/database.py", "import probe.spool.spool", "The controller takes the contract"),
         (
-            "fleet_controller/ingest.py",
+            "fleet_controller/ingest/client.py",
             "import fleet_controller.store.database",
             "The controller's stages never import",
         ),

@@ -10,7 +10,7 @@ from real_fleet import Fleet, wait_until
 from probe import config
 from probe.clock import NS_PER_S, Instant, SystemClock, boot_id
 from probe.messages import ClockReading, ClockState, NotRun, NotRunReason, Result
-from probe.spool import Spool
+from probe.spool.spool import Spool
 
 DAY_S = 86_400
 # Two links, one result each every 15 s: what a probe with a dense schedule completes in a day.

@@ -49,7 +49,7 @@ asyncio.run(main(sys.argv[1], json.loads(sys.argv[2])))
 """
 PEER = """
 import asyncio
-from probe.peer import PeerSettings, serve
+from probe.peer.serve import PeerSettings, serve
 asyncio.run(serve(PeerSettings(host="", http_port=8080, stamp_port=8862), lambda *ports: print("ready", flush=True)))
 """
 

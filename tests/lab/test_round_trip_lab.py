@@ -16,7 +16,7 @@ import pytest
 from fleet_controller.lab.emulator import EmulatedLink, End
 from fleet_controller.lab.line import LinkProfile
 from fleet_controller.lab.namespaces import command_in, entered, namespace, run_ip
-from probe.flows.reflector import Reflector
+from probe.peer.reflector import Reflector
 
 NEAR_ADDRESS, FAR_ADDRESS = "198.18.0.2", "198.18.0.1"  # RFC 2544's benchmarking range
 TIME_OUT_S = 60.0

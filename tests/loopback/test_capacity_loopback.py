@@ -22,12 +22,12 @@ from probe.config import LinkConfig
 from probe.errors import MeasurementFailedError, NotRunError
 from probe.flows.bulk import Transfer
 from probe.flows.estimate import StopReason
-from probe.flows.http_connection import Limits
-from probe.flows.http_peer import HttpPeer
 from probe.flows.stream import Direction, Order
 from probe.flows.tcp import transfer
 from probe.links import IpVersion, Link
 from probe.messages import FailureKind, NotRunReason, Operation, Peer
+from probe.peer.http_connection import Limits
+from probe.peer.http_peer import HttpPeer
 from probe.tasks.base import Context
 from probe.tasks.capacity import TASK, CapacityParameters
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from probe.errors import NotRunError
-from probe.exclusion import HeavyLock
+from probe.measure.exclusion import HeavyLock
 from probe.messages import NotRunReason
 
 HOLDER = """
 import asyncio, sys
 from pathlib import Path
-from probe.exclusion import HeavyLock
+from probe.measure.exclusion import HeavyLock
 
 async def hold():
     with await HeavyLock(Path(sys.argv[1])).acquire(5):

@@ -15,10 +15,10 @@ import httpx
 import pytest
 
 from probe import __version__
-from probe.flows.http_connection import Limits
-from probe.flows.http_peer import HttpPeer, client_of
 from probe.flows.stamp_packets import PACKET_BYTES, ReflectorPacket, SenderPacket
-from probe.peer import PeerSettings, serve
+from probe.peer.http_connection import Limits
+from probe.peer.http_peer import HttpPeer, client_of
+from probe.peer.serve import PeerSettings, serve
 
 MIB = 1 << 20
 

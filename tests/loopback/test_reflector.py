@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from probe.flows import reflector as reflector_module
-from probe.flows.reflector import Reflector
 from probe.flows.stamp_packets import ReflectorPacket, SenderPacket, ntp_of, unix_ns_of
+from probe.peer import reflector as reflector_module
+from probe.peer.reflector import Reflector
 
 FAMILY = {"127.0.0.1": socket.AF_INET, "::1": socket.AF_INET6}
 ANSWER_TIME_OUT_S = 5.0

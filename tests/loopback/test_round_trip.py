@@ -17,11 +17,11 @@ from probe.flows import echo
 from probe.flows.echo import Echo, Plan, prepare
 from probe.flows.icmp import IcmpProtocol, open_echo
 from probe.flows.moments import Moment, now
-from probe.flows.reflector import Reflector
 from probe.flows.stamp import StampProtocol
 from probe.flows.stamp_packets import ReflectorPacket, SenderPacket, ntp_of
 from probe.links import IpVersion, Link
 from probe.messages import FailureKind, NotRunReason, Operation, Peer
+from probe.peer.reflector import Reflector
 from probe.tasks import TASKS
 from probe.tasks.base import Context, Usage
 from probe.tasks.round_trip import TASK, RoundTripParameters, RoundTripValues, measure

@@ -28,7 +28,7 @@ from fleet_controller.lab.services import die_with_parent
 from probe.clock import Instant
 from probe.errors import SpoolError
 from probe.messages import NotRunReason
-from probe.spool import Spool
+from probe.spool.spool import Spool
 
 SUPPORT = Path(__file__).parents[1] / "support"
 # Tells what it did line by line, so that the parent knows what was durable when it killed it.

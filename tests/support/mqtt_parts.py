@@ -21,9 +21,9 @@ from fleet_controller.lab.services import Mosquitto
 from probe import config
 from probe.clock import Instant, SystemClock
 from probe.messages import AgentState, Leaf, Receipt, Report, Result, Status, topic
-from probe.publish import Publisher
-from probe.spool import Batch, Spool
-from probe.window import Pace
+from probe.publish.publisher import Publisher
+from probe.publish.window import Pace
+from probe.spool.spool import Batch, Spool
 
 AGENT_ID = "probe-1"
 WAIT_S = 30.0

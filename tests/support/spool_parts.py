@@ -11,7 +11,7 @@ import msgspec
 from probe import config
 from probe.clock import NS_PER_S, Instant
 from probe.messages import ClockReading, ClockState, NotRun, NotRunReason, Receipt, Result
-from probe.spool import Batch, Spool
+from probe.spool.spool import Batch, Spool
 
 BOOT_A, BOOT_B = "a" * 32, "b" * 32
 WALL_NS = 1_800_000_000 * NS_PER_S

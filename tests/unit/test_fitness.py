@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from probe import fitness
 from probe.config import LinkConfig
-from probe.fitness import Reading, judge, read
 from probe.links import Link, LinkCounters
+from probe.measure import fitness
+from probe.measure.fitness import Reading, judge, read
 
 
 def reading(

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from probe.errors import MeasurementFailedError
 from probe.flows.http_head import HEAD_BYTES_MAX, check_status, find_head, host_header, request_head
-from probe.flows.http_request import REQUEST_HEAD_BYTES_MAX, RefusedRequestError, find_request
 from probe.messages import FailureKind, Operation
+from probe.peer.http_request import REQUEST_HEAD_BYTES_MAX, RefusedRequestError, find_request
 
 
 def test_a_response_head_is_read_and_the_body_left_alone() -> None:

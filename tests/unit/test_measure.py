@@ -13,9 +13,10 @@ import pytest
 from probe.clock import Instant, SystemClock
 from probe.config import LinkConfig, Targets
 from probe.errors import MeasurementFailedError, NotRunError, SpoolError
-from probe.exclusion import HeavyLock
 from probe.links import Link
-from probe.measure import Instructed, Invocation, Measurer
+from probe.measure.exclusion import HeavyLock
+from probe.measure.measurer import Instructed, Invocation, Measurer
+from probe.measure.targets import TargetGuard
 from probe.messages import (
     Action,
     Failure,
@@ -29,7 +30,6 @@ from probe.messages import (
     ScheduleStatus,
     Suppression,
 )
-from probe.targets import TargetGuard
 from probe.tasks.base import AnyTask, Context, Load, Parameters, TaskType, Values
 
 Behaviour = Callable[[Context], Awaitable[Any]]
@@ -186,7 +186,7 @@ async def test_progress_is_for_what_somebody_waits_for(rig: Rig, monkeypatch: py
     rig.plant(receive_ten, "heavy", load=Load.HEAVY)
     await rig.run(Action(name="h", task="heavy"))
     assert [(one.state, one.outcome) for one in rig.progress] == told * 2
-    monkeypatch.setattr("probe.measure._TELL_AFTER_S", 0.01)
+    monkeypatch.setattr("probe.measure.measurer._TELL_AFTER_S", 0.01)
 
     async def take_long(context: Context) -> Any:
         while len(rig.progress) < 5:  # noqa: ASYNC110 - a list has no event
@@ -327,7 +327,7 @@ async def test_a_task_that_cannot_be_ended_is_left_behind(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A task that swallows its cancellation blocks nobody: it is reported and left behind."""
-    monkeypatch.setattr("probe.outcome._UNWIND_S", 0.05)
+    monkeypatch.setattr("probe.measure.outcome._UNWIND_S", 0.05)
     release = asyncio.Event()
 
     async def refuse_to_end(context: Context) -> Any:

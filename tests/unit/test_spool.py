@@ -27,7 +27,7 @@ from probe import config
 from probe.clock import Instant
 from probe.errors import SpoolError
 from probe.messages import NotRunReason
-from probe.spool import RESULT_BYTES_MAX, Spool
+from probe.spool.spool import RESULT_BYTES_MAX, Spool
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from spool_parts import (
 
 from probe import config
 from probe.clock import Instant
-from probe.spool import Batch, Spool
+from probe.spool.spool import Batch, Spool
 
 # Results of these sizes reach the ceiling of one MiB within the steps of one example.
 SIZES = st.sampled_from([10, 10, 30_000, 120_000])

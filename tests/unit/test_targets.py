@@ -6,8 +6,8 @@ import pytest
 
 from probe.config import Targets
 from probe.errors import NotRunError
+from probe.measure.targets import TargetGuard
 from probe.messages import NotRunReason
-from probe.targets import TargetGuard
 
 GUARD = TargetGuard(Targets(networks=("192.0.2.0/24", "2001:db8::/32"), domains=("vnnic.vn", ".Example.ORG.")))
 

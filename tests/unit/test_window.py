@@ -8,8 +8,8 @@ import pytest
 from spool_parts import ManualClock, receipt
 
 from probe.messages import Entry
-from probe.spool import Batch
-from probe.window import Guilty, Pace, Window
+from probe.publish.window import Guilty, Pace, Window
+from probe.spool.spool import Batch
 
 SPACE = "aaaaaaaaaaaa-00000000"
 PACE = Pace()

@@ -33,8 +33,8 @@ from probe.messages import (
     encode,
     topic,
 )
-from probe.session import Farewell, Session, Welcome, Will, remedy
-from probe.window import Guilty, Outgoing, Pace, Window
+from probe.publish.session import Farewell, Session, Welcome, Will, remedy
+from probe.publish.window import Guilty, Outgoing, Pace, Window
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -121,6 +121,8 @@ class Publisher:
         self._statuses: set[int] = set()
         self._progress: set[int] = set()
         self._status_due = False
+        # Whether the outbox may have something to send: it is on disk, and not to be asked after every message.
+        self._may_have_more = True
         self._reasons_told: set[str] = set()
         self._outbox_failed = False
         self._refused = False
@@ -171,6 +173,7 @@ class Publisher:
 
     def notify(self) -> None:
         """There are new rows in the outbox."""
+        self._may_have_more = True
         self._work.set()
 
     def publish_status(self) -> None:
@@ -199,6 +202,7 @@ class Publisher:
         session.subscribe(*self._handlers)
         if not welcome.session_present:
             self._window.session_forgotten()
+        self._may_have_more = True
         self.publish_status()
 
     def acknowledged(self, session: Session, message_id: int, failure: str | None) -> None:
@@ -210,6 +214,7 @@ class Publisher:
         is_report = self._window.acknowledged(message_id, accepted=failure is None)
         if is_report:
             self._note_answer(failure)
+            self._may_have_more = self._may_have_more or failure is not None  # what was refused goes again
         self._work.set()
 
     def heard(self, session: Session, name: str, payload: bytes) -> None:
@@ -287,6 +292,7 @@ class Publisher:
         self._statuses.clear()
         self._progress.clear()
         guilty = self._window.connection_ended(by_word=farewell.by_word)
+        self._may_have_more = True
         if guilty is not None:
             self._guilty.append(guilty)
         self._work.set()
@@ -333,7 +339,7 @@ class Publisher:
             await self._wait_for_work()
             try:
                 await self._settle_receipts()
-                self._window.expire()
+                self._may_have_more = self._window.expire() or self._may_have_more
                 while await self._send_next():
                     pass
                 self._outbox_failed = False
@@ -374,14 +380,18 @@ class Publisher:
         if self._status_due and slots > self._window.in_flight:
             self._send_status(session)
             return True
-        room = self._window.room(slots)
+        room = self._window.room(slots) if self._may_have_more else 0
         if room == 0:
             return False
+        self._may_have_more = False  # until it says otherwise, or somebody does meanwhile
         bytes_max = min(REPORT_BYTES_MAX, welcome.packet_bytes_max) - _ENVELOPE_BYTES
         batch = await self._call(partial(self._outbox.batch, self._window.skip(), room, bytes_max))
-        if batch is not None and session is self._session:
+        if batch is None:
+            return False
+        self._may_have_more = True
+        if session is self._session:
             self._send_report(session, batch)
-        return batch is not None
+        return True
 
     def _send_status(self, session: Session) -> None:
         self._status_due = False

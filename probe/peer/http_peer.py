@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from probe.flows.bulk import random_source
-from probe.flows.http_connection import Connection, Limits, busy_head
+from probe.peer.http_connection import Connection, Limits, busy_head
 
 _LOG = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from probe.flows.http_request import RefusedRequestError, Request, find_request
+from probe.peer.http_request import RefusedRequestError, Request, find_request
 
 _RECEIVE_BYTES: Final = 64 * 1024
 SINK_BYTES: Final = 1 << 20

@@ -10,7 +10,7 @@ from typing import Final
 from probe import config
 from probe.clock import NS_PER_S, Clock
 from probe.messages import ClockState
-from probe.spool_file import SpoolFile
+from probe.spool.file import SpoolFile
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from probe import __version__
-from probe.flows.http_connection import Limits
-from probe.flows.http_peer import HttpPeer, is_without_ipv6
-from probe.flows.stamp import Reflector
+from probe.peer.http_connection import Limits
+from probe.peer.http_peer import HttpPeer, is_without_ipv6
+from probe.peer.reflector import Reflector
 
 __all__ = ["HttpPeer", "Limits", "PeerSettings", "serve"]
 

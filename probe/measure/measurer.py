@@ -15,12 +15,14 @@ from typing import Any, Protocol
 
 import msgspec
 
-from probe import fitness
 from probe.clock import NS_PER_S, Clock, Instant
 from probe.errors import NotRunError
-from probe.exclusion import HeavyLock
 from probe.instruction import COMMAND_SCHEDULE, suppressing
 from probe.links import Link
+from probe.measure import fitness
+from probe.measure.exclusion import HeavyLock
+from probe.measure.outcome import outcome_of
+from probe.measure.targets import TargetGuard
 from probe.messages import (
     Action,
     LinkName,
@@ -33,8 +35,6 @@ from probe.messages import (
     ScheduleStatus,
     Suppression,
 )
-from probe.outcome import outcome_of
-from probe.targets import TargetGuard
 from probe.tasks import TASKS
 from probe.tasks.base import AnyTask, Context, Load, Parameters, Usage, variant_of
 

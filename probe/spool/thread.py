@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from probe.clock import Instant
 from probe.messages import Result
-from probe.spool import Spool
+from probe.spool.spool import Spool
 
 T = TypeVar("T")
 

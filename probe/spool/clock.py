@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from probe.clock import Clock
 from probe.messages import ClockReading, ClockState
-from probe.spool_file import SpoolFile
+from probe.spool.file import SpoolFile
 
 
 class ClockCorrection:

@@ -20,10 +20,10 @@ from probe import config
 from probe.clock import Clock, Instant
 from probe.errors import SpoolError
 from probe.messages import REPORT_BYTES_MAX, ClockState, Entry, Receipt, Result, SpoolStatus, encode
-from probe.spool_ceilings import Ceilings
-from probe.spool_clock import ClockCorrection
-from probe.spool_file import SpoolFile, free_disk_bytes
-from probe.spool_view import SpoolRow, SpoolView, read_rows, read_status
+from probe.spool.ceilings import Ceilings
+from probe.spool.clock import ClockCorrection
+from probe.spool.file import SpoolFile, free_disk_bytes
+from probe.spool.view import SpoolRow, SpoolView, read_rows, read_status
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

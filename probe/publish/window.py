@@ -184,14 +184,15 @@ class Window:
             for sent in self._accepted:
                 sent.sent_at_s, sent.pause_s = self._now_s(), self._pause_s
 
-    def expire(self) -> None:
-        """Let go again what no receipt has named for too long."""
+    def expire(self) -> bool:
+        """Let go again what no receipt has named for too long; says whether there was any."""
         now_s = self._now_s()
         late = [sent for sent in self._accepted if sent.due_s() <= now_s]
         if late:
             self._accepted = [sent for sent in self._accepted if sent.due_s() > now_s]
             # By the report's own pause: the reports of one round must not double it once each.
             self._pause_s = min(self._pace.resend_max_s, max(sent.pause_s for sent in late) * 2.0)
+        return bool(late)
 
     def session_forgotten(self) -> None:
         """The broker knows nothing of us any more: what it had queued is lost too, so all goes again."""

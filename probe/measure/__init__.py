@@ -1,0 +1,1 @@
+"""Measure: guard what is due, make its row, measure once, say what came of it."""

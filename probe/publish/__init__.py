@@ -1,0 +1,1 @@
+"""Publish: deliver what the spool keeps, and hear what the controller wants."""
