@@ -42,6 +42,14 @@ def ask_for_stamps(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS_NEW, 1)
 
 
+def gives_stamps(sock: socket.socket) -> bool:
+    """Whether the kernel stamps what arrives on this socket."""
+    try:
+        return bool(sock.getsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS_NEW))
+    except OSError:
+        return False
+
+
 def now() -> Moment:
     """Read both clocks together."""
     for _ in range(_PAIR_TRIES):

@@ -66,7 +66,7 @@ database = "{database}"
 PROBE_TOML = """\
 agent_id = "{agent_id}"
 state_dir = "{state_dir}"
-status_period_s = 5
+status_period_s = {status_period_s}
 log_level = "INFO"
 [broker]
 host = "127.0.0.1"
@@ -120,7 +120,7 @@ class Fleet:
         """A probe's state."""
         return self.directory / agent_id / "state"
 
-    def write(self, schedules: str = SCHEDULES) -> None:
+    def write(self, schedules: str = SCHEDULES, *, status_period_s: float = 5) -> None:
         """Write every configuration file; the schedules are what changes."""
         self.controller_toml.write_text(
             CONTROLLER_TOML.format(broker_port=self.broker.port, influx_url=self.influxd.url, database=DATABASE)
@@ -137,6 +137,7 @@ class Fleet:
                 PROBE_TOML.format(
                     agent_id=agent_id,
                     state_dir=self.state_dir(agent_id),
+                    status_period_s=status_period_s,
                     broker_port=self.broker.port,
                     dns_port=self.resolver.port,
                 )
