@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -128,6 +128,8 @@ class Quarantine:
             self._database.execute("PRAGMA synchronous = FULL")
             self._database.executescript(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
+            with suppress(AttributeError):  # it may not even have been opened
+                self._database.close()
             raise QuarantineError(f"{directory / FILE_NAME}: {error}") from None
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ import select
 import socket
 import struct
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final, Literal
@@ -64,7 +65,7 @@ class StreamState(Enum):
     ENDED = auto()
 
 
-class Stream:
+class Stream(ABC):
     """What both directions share."""
 
     wanted_when_moving = select.EPOLLIN
@@ -139,7 +140,7 @@ class Stream:
             self.counted_bytes = max(self.counted_bytes, counted_bytes)
         return self.counted_bytes
 
-    def tune(self, now_s: float, *, ramp_is_over: bool) -> None:
+    def tune(self, now_s: float, *, ramp_is_over: bool) -> None:  # noqa: B027 - an upload has nothing to adapt
         """Adapt to the stream's rate; called five times a second."""
 
     @property
@@ -153,17 +154,21 @@ class Stream:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
         self.sock.close()
 
+    @abstractmethod
     def _prepare(self) -> None:
-        raise NotImplementedError
+        """Set the socket up before it connects."""
 
+    @abstractmethod
     def _request(self) -> bytes:
-        raise NotImplementedError
+        """The head of the request."""
 
+    @abstractmethod
     def _move(self, events: int, buffer: memoryview) -> None:
-        raise NotImplementedError
+        """Receive or send what there is."""
 
+    @abstractmethod
     def _accept_head(self, head: ResponseHead, rest_bytes: int) -> None:
-        raise NotImplementedError
+        """Judge the response's head; `rest_bytes` of the body came with it."""
 
     def _finish_connect(self) -> None:
         number = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

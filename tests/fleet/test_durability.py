@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,9 @@ LONG = """\
 
 def numbered(fleet: Fleet, agent_id: str) -> dict[str, int]:
     """How many results a probe completed, by sequence space: the spool's own counters."""
-    with sqlite3.connect(f"file:{fleet.state_dir(agent_id)}/spool.db?mode=ro", uri=True, timeout=10) as connection:
+    with closing(
+        sqlite3.connect(f"file:{fleet.state_dir(agent_id)}/spool.db?mode=ro", uri=True, timeout=10)
+    ) as connection:
         return dict(connection.execute("SELECT name, next_sequence - 1 FROM spaces").fetchall())
 
 

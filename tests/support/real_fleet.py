@@ -13,6 +13,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,9 @@ class Fleet:
 
     def spool_rows(self, agent_id: str) -> int:
         """How many results wait in a probe's spool."""
-        with sqlite3.connect(f"file:{self.state_dir(agent_id)}/spool.db?mode=ro", uri=True, timeout=10) as connection:
+        with closing(
+            sqlite3.connect(f"file:{self.state_dir(agent_id)}/spool.db?mode=ro", uri=True, timeout=10)
+        ) as connection:
             return int(connection.execute("SELECT count(*) FROM results").fetchone()[0])
 
     def probe_child(self, agent_id: str) -> Service:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -29,9 +31,22 @@ def rejected(name: str, payload: bytes = b"{}", agent_id: str | None = "hn-01", 
     return Rejected("fleet/v1/1/hn-01/report", agent_id, reason, detail, payload, name.encode())
 
 
+OPENED: list[Quarantine] = []
+
+
+@pytest.fixture(autouse=True)
+def close_all() -> Iterator[None]:
+    """Whatever a test opened is closed after it."""
+    yield
+    while OPENED:
+        OPENED.pop().close()
+
+
 def opened(tmp_path: Path, clock: Clock | None = None, **bounds: float) -> Quarantine:
     """The quarantine of this folder."""
-    return Quarantine(tmp_path, QuarantineConfig(**bounds), clock or Clock())  # type: ignore[arg-type]
+    quarantine = Quarantine(tmp_path, QuarantineConfig(**bounds), clock or Clock())  # type: ignore[arg-type]
+    OPENED.append(quarantine)
+    return quarantine
 
 
 def test_what_was_kept_is_there_after_a_restart(tmp_path: Path) -> None:
@@ -160,4 +175,5 @@ def test_a_kill_in_mid_write_leaves_all_or_nothing(tmp_path: Path) -> None:
     assert [item.detail for item in again.list()] == ["no task kept"]
     with pytest.raises(QuarantineError):
         quarantine.list()
-    assert sqlite3.connect(tmp_path / FILE_NAME).execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
