@@ -71,7 +71,7 @@ class Controller:
         self._config, self._tasks = config, tasks
         self._stopping = threading.Event()
         self._patience = Patience(self._stopping)
-        self._fleet_stamp = _stamp(config.fleet_file)
+        self._fleet_stamp = self._seen_stamp = _stamp(config.fleet_file)
         self._fleet = load_fleet(config.fleet_file, tasks)
         self._validator = Validator(self._fleet, tasks)
         self._store = Store(config.influxdb, tasks, config.batch.max_points)
@@ -112,7 +112,10 @@ class Controller:
 
     def reload_changed_fleet(self) -> None:
         """Read the fleet file again if it was written since: a probe that is new in it is not a stranger for long."""
-        if _stamp(self._config.fleet_file) != self._fleet_stamp:
+        stamp = _stamp(self._config.fleet_file)
+        # Not in the middle of being written: it looks the same twice before it is read.
+        settled, self._seen_stamp = stamp == self._seen_stamp, stamp
+        if stamp != self._fleet_stamp and settled:
             self.reload_fleet()
 
     def counters(self) -> Counters:
@@ -163,7 +166,8 @@ class Controller:
 
     def _publish_instructions(self) -> None:
         """The broker may have lost its disk: without this, a probe installed today would never learn what to do."""
-        self.reload_changed_fleet()
+        if _stamp(self._config.fleet_file) != self._fleet_stamp:
+            self.reload_fleet()
         owned = self._config.shards
         try:
             instructions = instructions_for(self._fleet)

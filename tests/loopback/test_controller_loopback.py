@@ -305,6 +305,26 @@ def test_a_new_fleet_file_is_read_on_sighup(
     assert [row["link"] for row in rows(influxd, "packets_sent, link")] == ["fixed", "second"]
 
 
+def test_a_changed_fleet_file_is_read_without_being_told(
+    broker: Mosquitto, influxd: Influxd, agent: AgentClient, tmp_path: Path
+) -> None:
+    """A link that is new in the fleet file is known some seconds later."""
+    process = start_controller(tmp_path, broker.port, influxd.url)
+    log = tmp_path / "controller.log"
+    fleet_file = tmp_path / "fleet.yaml"
+    try:
+        wait_until_ready(agent)
+        good = fleet_file.read_text()
+        fleet_file.write_text(good.replace("fixed: {", "second: {operator: viettel, access: fixed}, fixed: {"))
+        wait_until(lambda: b"fleet file was read again" in log.read_bytes(), "the new fleet")
+        agent.send(report(result(1, link="second")))
+        agent.wait_for_receipt(1)
+    finally:
+        process.kill()
+        process.wait()
+    assert [row["link"] for row in rows(influxd, "packets_sent, link")] == ["second"]
+
+
 def test_a_wiped_broker_gets_its_instructions_back(broker: Mosquitto, influxd: Influxd, tmp_path: Path) -> None:
     """After the broker lost its disk, every agent's instruction is retained there again."""
     with running(controller_config(tmp_path, broker.port, influxd.url)) as controller:
