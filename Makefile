@@ -8,7 +8,7 @@ help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: setup-demo ## probes measure real links; what they measured is read back from InfluxDB
-	$(BIN)/fleet-controller demo $(ARGS)
+	@$(BIN)/fleet-controller demo $(ARGS)
 
 test: setup-test ## every test, against the real broker, database, resolver and namespaces
 	$(PY) -m pytest $(ARGS)

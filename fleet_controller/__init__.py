@@ -6,3 +6,5 @@
 
 One stage is one module, named with a verb. Stages never import each other; `controller` joins them.
 """
+
+__version__ = "0.1.0"

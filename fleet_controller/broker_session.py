@@ -6,7 +6,6 @@ For the commands that a person types. The ingest has a session of its own, which
 from __future__ import annotations
 
 import os
-import ssl
 import threading
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from fleet_controller.config import BrokerConfig, read_secret
 from fleet_controller.errors import BrokerError
+from fleet_controller.tls import tls_context
 from probe.messages import PACKET_BYTES_MAX, Leaf, topic_filter
 
 # A person waits for the answer; a broker that needs longer is one to look at.
@@ -148,7 +148,7 @@ class BrokerSession:
         if self._config.username is not None and self._config.password_file is not None:
             client.username_pw_set(self._config.username, read_secret(self._config.password_file))
         if self._config.tls is not None:
-            client.tls_set_context(tls_context(self._config))
+            client.tls_set_context(tls_context(self._config.tls))
         return client
 
     def _on_connect(self, _client: Any, _data: Any, _flags: Any, code: ReasonCode, _properties: Any) -> None:
@@ -207,22 +207,6 @@ class BrokerSession:
     def _leave(self) -> None:
         self._client.disconnect()
         self._client.loop_stop()
-
-
-def tls_context(config: BrokerConfig) -> ssl.SSLContext:
-    """The TLS context of a broker's `tls` section: TLS 1.2 and later, the server's name checked.
-
-    Raises:
-        BrokerError: a file cannot be read or is no PEM file.
-    """
-    assert config.tls is not None  # noqa: S101 - only called where there is one
-    try:
-        context = ssl.create_default_context(cafile=str(config.tls.ca_file))
-        if config.tls.cert_file is not None:
-            context.load_cert_chain(config.tls.cert_file, config.tls.key_file)
-    except (OSError, ssl.SSLError) as error:
-        raise BrokerError(f"the TLS files of the broker cannot be used: {error}") from None
-    return context
 
 
 def _properties(message: Outgoing) -> Properties | None:

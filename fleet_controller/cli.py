@@ -6,12 +6,11 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Final
 
-from fleet_controller.commands import fleet as commands
-from fleet_controller.commands import measure as measure_command
-from fleet_controller.commands import quarantine as quarantine_commands
+from fleet_controller import __version__
 from fleet_controller.commands.terminal import complain
 from fleet_controller.config import load
 from fleet_controller.errors import BrokerError, ControllerError, ServiceError, StoreError
@@ -78,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"fleet-controller {__version__}")
     parser.add_argument("--verbose", "-v", action="store_true", help="log what happens, to standard error")
     commands_ = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands_)
@@ -99,6 +99,18 @@ def _add(
     parser = to.add_parser(name, help=help_, description=help_[0].upper() + help_[1:] + ".", allow_abbrev=False)
     parser.set_defaults(run=run)
     return parser
+
+
+def _later(module: str, name: str) -> Callable[[argparse.Namespace], int]:
+    """A command whose module is imported only when it runs: `--help` and a Ctrl-C at the start wait for nothing."""
+
+    def run(args: argparse.Namespace) -> int:
+        command: Callable[[argparse.Namespace], int] = getattr(
+            import_module(f"fleet_controller.commands.{module}"), name
+        )
+        return command(args)
+
+    return run
 
 
 def _with_config(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -126,7 +138,9 @@ def _add_serve(to: _Commands[argparse.ArgumentParser]) -> None:
 
 
 def _add_check(to: _Commands[argparse.ArgumentParser]) -> None:
-    parser = _with_json(_with_config(_add(to, "check", "show every mistake of the fleet file", commands.check)))
+    parser = _with_json(
+        _with_config(_add(to, "check", "show every mistake of the fleet file", _later("fleet", "check")))
+    )
     parser.add_argument(
         "file", nargs="?", type=Path, metavar="FILE", help="a fleet file; default: the one that the configuration names"
     )
@@ -134,7 +148,7 @@ def _add_check(to: _Commands[argparse.ArgumentParser]) -> None:
 
 def _add_apply(to: _Commands[argparse.ArgumentParser]) -> None:
     help_ = "tell the probes what the fleet file says; sends only what changed"
-    parser = _with_json(_with_config(_add(to, "apply", help_, commands.apply)))
+    parser = _with_json(_with_config(_add(to, "apply", help_, _later("fleet", "apply"))))
     parser.add_argument("--dry-run", action="store_true", help="only show what would change")
     parser.add_argument(
         "--remove", action="store_true", help="clear the instructions of agents that the fleet file does not have"
@@ -143,11 +157,11 @@ def _add_apply(to: _Commands[argparse.ArgumentParser]) -> None:
 
 def _add_status(to: _Commands[argparse.ArgumentParser]) -> None:
     help_ = "show how each probe is; exit code 1 unless all of the fleet are measuring"
-    _with_json(_with_config(_add(to, "status", help_, commands.status)))
+    _with_json(_with_config(_add(to, "status", help_, _later("fleet", "status"))))
 
 
 def _add_measure(to: _Commands[argparse.ArgumentParser]) -> None:
-    parser = _with_json(_with_config(_add(to, "measure", "ask one probe to measure now", measure_command.measure)))
+    parser = _with_json(_with_config(_add(to, "measure", "ask one probe to measure now", _later("measure", "measure"))))
     parser.add_argument("agent", metavar="AGENT", help="the probe's id")
     parser.add_argument("task", metavar="TASK", help="what to measure, such as round_trip")
     parser.add_argument("--link", action="append", default=[], metavar="NAME", help="default: every link; repeatable")
@@ -170,12 +184,14 @@ def _add_measure(to: _Commands[argparse.ArgumentParser]) -> None:
 def _add_quarantine(to: _Commands[argparse.ArgumentParser]) -> None:
     group = to.add_parser("quarantine", help="see and replay what could not be accepted", allow_abbrev=False)
     inner = group.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    list_ = _with_json(_with_config(_add(inner, "list", "list what is held, newest first", quarantine_commands.list_)))
+    list_ = _with_json(
+        _with_config(_add(inner, "list", "list what is held, newest first", _later("quarantine", "list_")))
+    )
     list_.add_argument("--reason", metavar="WORD", help="only what is held for this reason")
     list_.add_argument("--limit", type=int, default=100, metavar="N", help="default: 100")
-    show = _with_json(_with_config(_add(inner, "show", "show one item and its payload", quarantine_commands.show)))
+    show = _with_json(_with_config(_add(inner, "show", "show one item and its payload", _later("quarantine", "show"))))
     show.add_argument("id", type=int, metavar="ID")
-    replay = _with_json(_with_config(_add(inner, "replay", "try again after a fix", quarantine_commands.replay)))
+    replay = _with_json(_with_config(_add(inner, "replay", "try again after a fix", _later("quarantine", "replay"))))
     which = replay.add_mutually_exclusive_group(required=True)
     which.add_argument("ids", nargs="*", type=int, default=[], metavar="ID")
     which.add_argument("--reason", metavar="WORD", help="all that is held for this reason")

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from fleet_controller.config import ControllerConfig
-from fleet_controller.errors import ControllerError
+from fleet_controller.errors import ControllerError, QuarantineError
 from fleet_controller.fleet.load import load_fleet
 from fleet_controller.ingest.client import MqttIngest
 from fleet_controller.instruct import instructions_for
 from fleet_controller.patience import Patience
 from fleet_controller.quarantine import Quarantine
 from fleet_controller.receipts import ReceiptBook
-from fleet_controller.records import Accepted, Incoming, Rejected, Verdict
+from fleet_controller.records import Incoming, Rejected, Verdict
 from fleet_controller.store.database import Store
 from fleet_controller.validate import Validator, refused
 from probe.messages import encode, shard_of, topic
@@ -39,12 +39,14 @@ class Counters:
     """What the controller did since it started.
 
     `duplicates` are results that had been taken before; `lost` are numbers that their agent gave up before they
-    came (holes). `lag_s` is how old the newest stored result is, absent before the first.
+    came (holes); `unkept` could not be quarantined and were not receipted. `lag_s` is how old the newest stored
+    result is, absent before the first.
     """
 
     received_messages: int
     stored: int
     quarantined: int
+    unkept: int
     duplicates: int
     lost: int
     receipts: int
@@ -80,7 +82,8 @@ class Controller:
         self._ingest = MqttIngest(config.broker, config.batch, config.shards, self._publish_instructions)
         self._ingest.on_batch(self._take)
         self._stored = self._quarantined = self._receipts_sent = 0
-        self._newest_unix_ns = 0
+        self._newest_unix_ns = self._unkept = 0
+        self._quarantine_failed = False
 
     @property
     def ready(self) -> threading.Event:
@@ -126,6 +129,7 @@ class Controller:
             received_messages=ingest.received_messages,
             stored=self._stored,
             quarantined=self._quarantined,
+            unkept=self._unkept,
             duplicates=book.duplicates,
             lost=book.lost,
             receipts=self._receipts_sent,
@@ -142,20 +146,33 @@ class Controller:
         verdicts = [self._validator.validate(message.topic, message.payload) for message in batch]
         accepted = [one for verdict in verdicts for one in verdict.accepted]
         rejected = [one for verdict in verdicts for one in verdict.rejected]
-        refusals = self._patience.until_done(lambda: self._keep(accepted, rejected))
-        if refusals is None:
+        bad = self._patience.until_done(lambda: self._store.write(accepted))
+        if bad is None:
             return
-        self._stored += len(accepted) - refusals
-        self._quarantined += len(rejected) + refusals
+        self._stored += len(accepted) - len(bad)
         self._newest_unix_ns = max((one.result.start_unix_ns for one in accepted), default=self._newest_unix_ns)
+        if not self._set_apart([*rejected, *(refused(one.accepted, one.words) for one in bad)]):
+            # Without a receipt a probe keeps what was not kept here, and reports it again.
+            spoiled = {id(one.accepted) for one in bad}
+            verdicts = [verdict for verdict in verdicts if not _needs_quarantine(verdict, spoiled)]
         self._send_receipts(verdicts)
         self._ingest.ack(batch)
 
-    def _keep(self, accepted: Sequence[Accepted], rejected: Sequence[Rejected]) -> int:
-        """Make all of it durable; how many results the database refused for good."""
-        bad = [refused(one.accepted, one.words) for one in self._store.write(accepted)]
-        self._quarantine.add([*rejected, *bad])
-        return len(bad)
+    def _set_apart(self, rejected: Sequence[Rejected]) -> bool:
+        """Quarantine these; a disk that does not take them must not stop what is good. Says whether all are kept."""
+        try:
+            self._quarantine.add(rejected)
+        except QuarantineError as error:
+            self._unkept += len(rejected)
+            if not self._quarantine_failed:
+                _LOG.error("nothing can be quarantined, what should be stays with its probe: %s", error)
+            self._quarantine_failed = True
+            return False
+        if self._quarantine_failed and rejected:
+            _LOG.info("quarantine takes results again")
+            self._quarantine_failed = False
+        self._quarantined += len(rejected)
+        return True
 
     def _send_receipts(self, verdicts: Sequence[Verdict]) -> None:
         receipts = self._receipts.take(verdict.taken for verdict in verdicts if verdict.taken is not None)
@@ -223,6 +240,10 @@ def _run(
         if time.monotonic() >= next_summary_s:
             next_summary_s += _SUMMARY_PERIOD_S
             _LOG.info("%s", controller.counters())
+
+
+def _needs_quarantine(verdict: Verdict, spoiled: set[int]) -> bool:
+    return bool(verdict.rejected) or any(id(one) in spoiled for one in verdict.accepted)
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

@@ -84,6 +84,8 @@ def instruction_words(agent: AgentView) -> str:
         return agent.instruction_in_force or "-"
     if agent.instruction_retained != agent.instruction_desired:
         return f"{agent.instruction_in_force or 'none'}, {agent.instruction_desired} not published: apply"
+    if agent.state is State.LOST and agent.instruction_in_force is None:
+        return f"{agent.instruction_desired} published"
     if agent.instruction_in_force != agent.instruction_desired:
         return f"{agent.instruction_in_force or 'none'}, {agent.instruction_desired} not taken yet"
     return agent.instruction_desired

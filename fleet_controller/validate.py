@@ -14,13 +14,16 @@ import msgspec
 from fleet_controller.errors import InvalidReportError
 from fleet_controller.fleet.model import Fleet
 from fleet_controller.records import Accepted, Origin, Rejected, RejectReason, Taken, Verdict
-from probe.messages import PACKET_BYTES_MAX, SCHEMA_VERSION, Message, Result, parse_topic
+from probe.messages import PACKET_BYTES_MAX, SCHEMA_VERSION, ClockState, Message, Result, parse_topic
 from probe.tasks.base import AnyTask, Parameters, Values, variant_fields
 
 # 2020-01-01 UTC. A Pi without a clock starts at 1970, or at the day of its image; this project is younger than 2020.
 EARLIEST_UNIX_NS: Final = 1_577_836_800 * 1_000_000_000
+LATEST_UNIX_NS: Final = 4_102_444_800 * 1_000_000_000  # 2100: whoever says that has no clock at all
 # A device that has no time zone right is off by hours, one that is only badly synchronised by seconds.
 FUTURE_TOLERANCE_NS: Final = 3600 * 1_000_000_000
+# No measurement goes on for longer; a curve beyond it would be points at times that cannot be.
+CURVE_S_MAX: Final = 86_400.0
 # The database has signed 64-bit integers.
 _INT_MAX: Final = 2**63 - 1
 # InfluxDB 1.x takes field strings up to 64 KiB; a figure is never that long.
@@ -146,7 +149,7 @@ class Validator:
         task = self._tasks.get(result.task)
         if task is None:
             raise _invalid(RejectReason.UNKNOWN_TASK, f"this controller has no task {result.task!r}: update it")
-        self._check_time(result.start_unix_ns)
+        self._check_time(result)
         _check_integers(result)
         values = _typed_values(task, result)
         if task.needs_link and result.link is None and values is not None:
@@ -154,10 +157,17 @@ class Validator:
         tags = self._known_tags(origin.agent_id, result.task, result.link, result.peer, tuple(result.variant.items()))
         return Accepted(origin, sequence, task, result, values, tags, entry)
 
-    def _check_time(self, start_unix_ns: int) -> None:
+    def _check_time(self, result: Result) -> None:
+        """Refuse a time that cannot be.
+
+        A probe whose kernel vouches for its clock is believed before this host's own clock, which may just have come
+        back from a restored image: or else the whole fleet's results would be refused here, and deleted there.
+        """
+        start_unix_ns = result.start_unix_ns
         if start_unix_ns < EARLIEST_UNIX_NS:
             raise _invalid(RejectReason.IMPLAUSIBLE_TIME, f"starts at {_date(start_unix_ns)}, before 2020")
-        if start_unix_ns > self._now_unix_ns() + FUTURE_TOLERANCE_NS:
+        is_vouched_for = result.clock.state is ClockState.SYNCHRONISED and start_unix_ns < LATEST_UNIX_NS
+        if start_unix_ns > self._now_unix_ns() + FUTURE_TOLERANCE_NS and not is_vouched_for:
             raise _invalid(
                 RejectReason.IMPLAUSIBLE_TIME,
                 f"starts at {_date(start_unix_ns)}, more than an hour after this host's clock",
@@ -301,6 +311,8 @@ def _check_figures(where: str, figures: msgspec.Struct) -> None:
         if isinstance(value, tuple):
             for sample in value:
                 _check_figures(f"{where}.{name}", sample)
+                if not 0 <= sample.offset_s <= CURVE_S_MAX:
+                    raise _invalid(RejectReason.BAD_VALUES, f"{where}.{name}: offset_s {sample.offset_s} is over a day")
         else:
             _check_figure(f"{where}.{name}", value)
 

@@ -95,7 +95,7 @@ class ProbeConfig(Section, frozen=True):
 
 
 def load(path: Path) -> ProbeConfig:
-    """Read and check a probe's configuration.
+    """Read and check a probe's configuration. Relative paths in it start at its own folder.
 
     Raises:
         ConfigError: with the place and the remedy.
@@ -108,9 +108,27 @@ def load(path: Path) -> ProbeConfig:
         raise ConfigError(str(path), f"cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(str(path), f"is not TOML: {error}") from None
-    config = convert_strict(raw, ProbeConfig, str(path))
+    config = _under(path.absolute().parent, convert_strict(raw, ProbeConfig, str(path)))
     _check_meaning(config, str(path))
     return config
+
+
+def _under(folder: Path, config: ProbeConfig) -> ProbeConfig:
+    """The same, its relative paths starting at the file's folder: systemd starts the agent somewhere else."""
+
+    def absolute(text: str | None) -> str | None:
+        return str(folder / text) if text else text
+
+    tls = config.broker.tls
+    if tls is not None:
+        tls = msgspec.structs.replace(
+            tls,
+            ca_file=absolute(tls.ca_file),
+            cert_file=absolute(tls.cert_file),
+            key_file=absolute(tls.key_file),
+        )
+    broker = msgspec.structs.replace(config.broker, tls=tls, password_file=absolute(config.broker.password_file))
+    return msgspec.structs.replace(config, broker=broker, state_dir=absolute(config.state_dir))
 
 
 def convert_strict(raw: Any, wanted: type[S], place: str) -> S:

@@ -20,7 +20,9 @@ from probe.messages import (
     PACKET_BYTES_MAX,
     SCHEMA_VERSION,
     AgentId,
+    Command,
     Instruction,
+    Peer,
     Schedule,
     Suppression,
 )
@@ -38,6 +40,10 @@ _PERIOD_S_MIN = 1.0
 _PERIOD_S_MAX = 31 * 86400.0
 _DAY_S = 86400
 _NAME = re.compile(NAME_PATTERN)
+_PATH = re.compile(r"/[!-~]{0,255}")
+_HOST = re.compile(r"[0-9A-Za-z._:-]{1,253}")
+_PORT_MAX = 65535
+_ID_CHARACTERS_MAX = 64
 
 
 class InstructionError(ProbeError):
@@ -64,15 +70,46 @@ def parse(payload: bytes, agent_id: AgentId) -> Instruction:
     return instruction
 
 
+def problem_of(command: Command) -> str | None:
+    """Why a command is not to be run: it is held to the bounds of an instruction. Absent when it may be."""
+    if len(command.command_id) > _ID_CHARACTERS_MAX:
+        return f"its id is longer than {_ID_CHARACTERS_MAX} characters"
+    try:
+        _check_names("action", (command.action.name,), 1)
+        _check_names("task", (command.action.task,), 1)
+        _check_names("peers", command.action.peers, _PEERS_MAX)
+        _check_names("links", command.links, _LINKS_MAX)
+    except InstructionError as error:
+        return str(error)
+    count = max(1, len(command.action.peers)) * max(1, len(command.links))
+    return f"{count} measurements, at most {_MEASUREMENTS_MAX}" if count > _MEASUREMENTS_MAX else None
+
+
 def _check(instruction: Instruction) -> None:
     _check_names("peers", (peer.name for peer in instruction.peers), _PEERS_MAX)
     _check_names("schedules", (schedule.name for schedule in instruction.schedules), _SCHEDULES_MAX)
+    for peer in instruction.peers:
+        _check_peer(peer)
+    if any(len(suppression.name) > _ID_CHARACTERS_MAX for suppression in instruction.suppressions):
+        raise InstructionError(f"suppressions: a name is longer than {_ID_CHARACTERS_MAX} characters")
     if len(instruction.suppressions) > _SUPPRESSIONS_MAX:
         raise InstructionError(f"suppressions: more than {_SUPPRESSIONS_MAX}")
     for schedule in instruction.schedules:
         _check_schedule(schedule)
     for suppression in instruction.suppressions:
         _check_suppression(suppression)
+
+
+def _check_peer(peer: Peer) -> None:
+    """What becomes part of a request must not be able to end it: a stolen controller would speak for the probe."""
+    for path in (peer.download_path, peer.upload_path):
+        if _PATH.fullmatch(path) is None:
+            raise InstructionError(f"peer {peer.name}: {one_line(path)!r} is not a path")
+    if _HOST.fullmatch(peer.host) is None:
+        raise InstructionError(f"peer {peer.name}: {one_line(peer.host)!r} is not a host")
+    for port in (peer.stamp_port, peer.http_port):
+        if not 0 < port <= _PORT_MAX:
+            raise InstructionError(f"peer {peer.name}: {port} is not a port")
 
 
 def _check_schedule(schedule: Schedule) -> None:
@@ -82,6 +119,7 @@ def _check_schedule(schedule: Schedule) -> None:
     if not _PERIOD_S_MIN <= schedule.period_s <= _PERIOD_S_MAX:
         raise InstructionError(f"{place}: period_s {schedule.period_s:g} is not {_PERIOD_S_MIN:g} to {_PERIOD_S_MAX:g}")
     _check_names(f"{place}: actions", (action.name for action in schedule.actions), _MEASUREMENTS_MAX)
+    _check_names(f"{place}: tasks", {action.task for action in schedule.actions}, _MEASUREMENTS_MAX)
     _check_names(f"{place}: links", schedule.links, _LINKS_MAX)
     if sum(max(len(action.peers), 1) for action in schedule.actions) > _MEASUREMENTS_MAX:
         raise InstructionError(f"{place}: more than {_MEASUREMENTS_MAX} measurements in one slot")

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from probe.clock import NS_PER_S, Clock
-from probe.instruction import COMMAND_SCHEDULE, InstructionError, InstructionFile, parse
+from probe.errors import one_line
+from probe.instruction import COMMAND_SCHEDULE, InstructionError, InstructionFile, parse, problem_of
 from probe.measure.measurer import Instructed, Invocation, Measurer
 from probe.messages import SCHEMA_VERSION, AgentId, Command, Instruction, LinkName, NotRunReason
 from probe.schedule import Scheduler
@@ -68,6 +69,7 @@ class Orders:
         self._tell_status = tell_status
         self._commands = _Remembered(_COMMANDS_REMEMBERED)
         self._commands_running = 0
+        self._is_kept = True
 
     def take_kept_instruction(self) -> None:
         """Follow the instruction on disk, where there is one, until the controller says otherwise."""
@@ -90,6 +92,8 @@ class Orders:
         if not _same_orders(instruction, self.instruction):
             self._put_in_force(instruction)
             self._spawn(self._keep_instruction(payload))
+        elif not self._is_kept:
+            self._spawn(self._keep_instruction(payload))
         elif self.problem != _doubts(instruction, self._links):
             self.problem = _doubts(instruction, self._links)
             self._spawn(self._tell_status())
@@ -107,7 +111,10 @@ class Orders:
     async def _keep_instruction(self, payload: bytes) -> None:
         try:
             await self._disk.call(self._file.save, payload)
+            self._is_kept = True
+            self.problem = _doubts(self.instruction, self._links) if self.instruction is not None else None
         except OSError as error:
+            self._is_kept = False
             self.problem = f"it is in force and could not be kept on disk: {error.strerror}"
             _LOG.error("The instruction could not be kept on disk: %s", error)
         await self._tell_status()
@@ -118,6 +125,10 @@ class Orders:
             command = msgspec.json.decode(payload, type=Command)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             _LOG.warning("A command was refused: %s", error)
+            return
+        problem = problem_of(command)
+        if problem is not None:
+            _LOG.warning("A command was refused: %s", problem)
             return
         left_s = (command.expires_unix_ns - self._clock.wall_ns()) / NS_PER_S
         if command.schema_version > SCHEMA_VERSION or left_s <= 0:
@@ -184,4 +195,4 @@ def _doubts(instruction: Instruction, links: Collection[LinkName]) -> str | None
         for link in schedule.links
         if link not in links
     }
-    return "; ".join(sorted(doubts)[:_DOUBTS_TOLD_MAX]) or None
+    return one_line("; ".join(sorted(doubts)[:_DOUBTS_TOLD_MAX])) or None

@@ -110,7 +110,8 @@ async def _both(*ways: Coroutine[Any, Any, None]) -> None:
 
 async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
     """Copy to the end of the source, then close that half."""
-    with contextlib.suppress(ConnectionError):
+    # Not only ConnectionError: to close the half of a connection that is gone is ENOTCONN.
+    with contextlib.suppress(OSError):
         while chunk := await source.read(_CHUNK_BYTES):
             sink.write(chunk)
             await sink.drain()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich import box
@@ -36,13 +36,14 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class LinkReport:
-    """One link: what it was built to be, what was measured, and how many samples of each task."""
+    """One link: what it was built to be, what was measured, how many samples of each task, of capacity by direction."""
 
     agent_id: str
     link: str
     configured: Figures
     measured: Figures
     samples: dict[str, int]
+    capacity_samples: dict[str, int] = field(default_factory=dict)
 
     def missing(self) -> list[str]:
         """What has no sample."""
@@ -109,6 +110,7 @@ def _link_report(link: DemoLink, rows: dict[str, Rows]) -> LinkReport:
         configured=configured(link),
         measured=Figures(rates["download"], rates["upload"], delay_s),
         samples={task: len(found) for task, found in mine.items()},
+        capacity_samples=Counter(str(row.get("direction")) for row in mine["capacity"]),
     )
 
 
@@ -123,7 +125,8 @@ def _median(values: Any) -> float | None:
 
 def as_json(reports: Sequence[LinkReport]) -> dict[str, Any]:
     """The reports for programs: rates as TCP payload in bit/s, delay as median, on both sides."""
-    return {"links": [asdict(report) for report in reports]}
+    wanted = ("agent_id", "link", "configured", "measured", "samples")
+    return {"links": [{name: asdict(report)[name] for name in wanted} for report in reports]}
 
 
 def as_table(reports: Sequence[LinkReport]) -> Table:
@@ -142,10 +145,10 @@ def as_table(reports: Sequence[LinkReport]) -> Table:
 
 def _table_rows(report: LinkReport) -> list[tuple[str, str, str, str, str]]:
     """Task, configured, measured, difference, samples."""
-    want, have, samples = report.configured, report.measured, report.samples
+    want, have, samples, ways = report.configured, report.measured, report.samples, report.capacity_samples
     return [
-        ("download Mbit/s", *_compared(want.download_bps, have.download_bps, 1 / _MEGA), f"{samples['capacity']}"),
-        ("upload Mbit/s", *_compared(want.upload_bps, have.upload_bps, 1 / _MEGA), f"{samples['capacity']}"),
+        ("download Mbit/s", *_compared(want.download_bps, have.download_bps, 1 / _MEGA), f"{ways.get('download', 0)}"),
+        ("upload Mbit/s", *_compared(want.upload_bps, have.upload_bps, 1 / _MEGA), f"{ways.get('upload', 0)}"),
         ("round_trip ms", *_compared(want.rtt_s, have.rtt_s, _MS_PER_S), f"{samples['round_trip']}"),
         ("dns", "", "", "", f"{samples['dns']}"),
         ("host", "", "", "", f"{samples['host']}"),

@@ -183,7 +183,7 @@ def _open_ways(stack: ExitStack, running: Running, directory: Path) -> None:
 def _tell_ways(running: Running, console: Console) -> None:
     ways = running.ways
     if ways is not None:
-        console.print(f"  fleet-controller status --config {ways.operator_file}")
+        console.print(f"  {_own_command()} status --config {ways.operator_file}")
         console.print(f"  MQTT broker: {ways.broker}   InfluxDB: {ways.influxdb_url} (database {DATABASE})")
 
 
@@ -244,7 +244,7 @@ def _watch(running: Running, console: Console, stop: Stop, for_s: float | None) 
     with View(console, running.topology.links) as view:
         while end_s is None or time.monotonic() < end_s:
             stop.go_on()
-            _check_alive(running)
+            _check_alive(running, console, is_kept=for_s is None)
             now_s = time.monotonic()
             if now_s >= count_at_s:
                 stored, count_at_s = _count(running, stored), now_s + _COUNT_EVERY_S
@@ -259,10 +259,14 @@ def _count(running: Running, before: Counts) -> Counts:
         return before  # a view may be late
 
 
-def _check_alive(running: Running) -> None:
-    for name, service in running.services.items():
-        if not service.is_running:
+def _check_alive(running: Running, console: Console, *, is_kept: bool) -> None:
+    """A demo that lacks a part cannot be judged; one that is kept running is there to be tried out."""
+    for name in [name for name, service in running.services.items() if not service.is_running]:
+        service = running.services[name]
+        if not is_kept:
             raise ServiceError(f"{name} ended by itself:\n{_end_of(service.log_file)}")
+        console.print(f"{name} ended; everything else goes on.")
+        del running.services[name]
 
 
 def _tell(reports: list[LinkReport], console: Console, running: Running, *, as_json_too: bool) -> bool:
@@ -279,6 +283,12 @@ def _tell(reports: list[LinkReport], console: Console, running: Running, *, as_j
     return not lacking
 
 
+def _own_command() -> str:
+    """How this program was started, as it can be typed again."""
+    program = Path(sys.argv[0])
+    return str(program) if program.name == "fleet-controller" else "fleet-controller"
+
+
 def _keep(running: Running, console: Console, stop: Stop) -> None:
     """Leave it running until a signal."""
     console.print("Everything goes on; Ctrl-C ends the demo.")
@@ -286,7 +296,7 @@ def _keep(running: Running, console: Console, stop: Stop) -> None:
     try:
         _watch(running, console, stop, None)
     except InterruptedDemoError:
-        return
+        console.print("Taking everything down; nothing stays behind.")
 
 
 def _end_of(log_file: Path) -> str:

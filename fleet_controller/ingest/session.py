@@ -19,6 +19,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from fleet_controller.config import BrokerConfig, read_secret
+from fleet_controller.tls import tls_context
 
 _LOG = logging.getLogger(__name__)
 # A broker keeps what came for us this long while we are away: longer than any repair.
@@ -112,11 +113,7 @@ class Session:
             password = read_secret(config.password_file) if config.password_file is not None else None
             self.client.username_pw_set(config.username, password)
         if config.tls is not None:
-            self.client.tls_set(
-                ca_certs=str(config.tls.ca_file),
-                certfile=str(config.tls.cert_file) if config.tls.cert_file is not None else None,
-                keyfile=str(config.tls.key_file) if config.tls.key_file is not None else None,
-            )
+            self.client.tls_set_context(tls_context(config.tls))
 
     def _listen(self) -> None:
         self.client.on_connect = self._on_connect

@@ -16,7 +16,7 @@ from probe.flows.estimate import SAMPLE_PERIOD_S, Advice, CapacityEstimator, Est
 from probe.flows.stream import RECEIVE_BYTES_MAX, Order, Stream, StreamState
 from probe.flows.stream_download import DownloadStream
 from probe.flows.stream_upload import UploadStream
-from probe.messages import FailureKind, Operation
+from probe.messages import FailureKind, NotRunReason, Operation
 
 STREAMS_PER_STAGE: Final = 4
 CURVE_STEP_S: Final = 0.1
@@ -26,6 +26,8 @@ _SOURCE_PART_BYTES: Final = 1 << 20
 _TUNE_PERIOD_S: Final = 0.2
 _RTT_UNKNOWN_S: Final = 0.05  # between a fixed line's 5 ms and a mobile one's 100 ms, until the kernel has a sample
 _BITS: Final = 8
+# Twenty samples late: nobody was there to count, and what waited in the buffers came all at once.
+STOOD_STILL_S: Final = 1.0
 # Streams that the peer ends properly are replaced; one that ends thousands of them is not a peer.
 _STREAMS_OPENED_MAX: Final = 256
 
@@ -82,11 +84,13 @@ class Run:
         self._streams_opened = self._streams_wanted = self._streams_failed = self._total_bytes = 0
         self._began_s: float | None = None
         self._moved_s: float | None = None
+        self._judged_s = 0.0
         self._next_tune_s = 0.0
 
     def run(self) -> Transfer:
         """Transfer until enough is known."""
         began_cpu_s = time.thread_time()
+        self._judged_s = time.monotonic()
         try:
             self._grow()
             reason = None
@@ -121,7 +125,15 @@ class Run:
             self._epoll.modify(stream.sock.fileno(), stream.wanted)
 
     def _judge(self, now_s: float) -> StopReason | None:
-        """Take a sample, see to the streams, and say whether to stop."""
+        """Take a sample, see to the streams, and say whether to stop.
+
+        Raises:
+            NotRunError: the host stood still meanwhile (`interrupted`): what came then says nothing about the line.
+            MeasurementFailedError: see `_check_streams`.
+        """
+        still_s, self._judged_s = now_s - self._judged_s, now_s
+        if still_s > STOOD_STILL_S:
+            raise NotRunError(NotRunReason.INTERRUPTED, f"the probe stood still for {still_s:.1f} s")
         total_bytes = self._count()
         if total_bytes > self._total_bytes:
             self._total_bytes, self._moved_s = total_bytes, now_s

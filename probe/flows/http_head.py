@@ -44,7 +44,13 @@ class ResponseHead:
 
 
 def request_head(method: str, host: str, path: str, *, agent: str, content_bytes: int | None = None) -> bytes:
-    """The head of a request."""
+    """The head of a request.
+
+    Raises:
+        ValueError: `host` or `path` could end the line that it stands in.
+    """
+    if any(character.isspace() or not character.isprintable() for character in host + path):
+        raise ValueError(f"{host!r} or {path!r} has characters that no request may have")
     lines = [
         f"{method} {path} HTTP/1.1",
         f"Host: {host}",

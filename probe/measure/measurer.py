@@ -183,7 +183,9 @@ class Measurer:
     async def run(self, invocation: Invocation) -> None:
         """Run every action with every peer in order. One that fails or cannot be made does not stop the next."""
         key = (invocation.schedule, invocation.link, invocation.command_id)
-        counters = self._counters.setdefault(key[:2], _Counters())
+        is_known = invocation.link is None or invocation.link in self._links
+        # Of links that a command made up nothing is kept: the status has to fit into a packet.
+        counters = self._counters.setdefault(key[:2], _Counters()) if is_known else _Counters()
         if key in self._running:
             counters.overlaps += 1
             await self.skip(invocation, NotRunReason.OVERLAP, "the one before still runs")

@@ -23,8 +23,9 @@ from probe.flows.stamp_packets import PACKET_BYTES, ReflectorPacket, SenderPacke
 
 _LOG = logging.getLogger(__name__)
 
-# One source address may be a carrier's whole NAT: fifty probes at 20 packets/s fit. It stops a flood.
-PACKETS_PER_S_MAX: Final = 1000.0
+# One source address may be a carrier's whole NAT: a thousand probes at 10 packets/s fit. It stops a flood; below that a
+# limit would be read as loss on the line.
+PACKETS_PER_S_MAX: Final = 10_000.0
 # Sessions and sources remembered at once: far over a province's probes, a few megabytes at most.
 SESSIONS_MAX: Final = 4096
 # A session that is silent for so long has ended (REFWAIT of RFC 5357 section 4.2).

@@ -247,10 +247,22 @@ class Publisher:
             # Full jitter: after an outage a fleet must not come back in step.
             await asyncio.sleep(self._spread.uniform(0.0, bound_s))
 
+    def _last_will(self) -> Status:
+        """What will still be true when the broker says it: not how full the spool is or what is in force by then."""
+        status = self._status(AgentState.LOST)
+        return Status(
+            agent_id=self._agent_id,
+            state=AgentState.LOST,
+            reported_unix_ns=status.reported_unix_ns,
+            agent_version=status.agent_version,
+            boot_id=status.boot_id,
+            started_unix_ns=status.started_unix_ns,
+        )
+
     async def _connect_once(self) -> None:
         """One connection from its beginning to its end."""
         self._over.clear()
-        will = Will(topic(self._agent_id, "status"), encode(self._status(AgentState.LOST)), self._pace.will_delay_s)
+        will = Will(topic(self._agent_id, "status"), encode(self._last_will()), self._pace.will_delay_s)
         addresses = self._bind_addresses or (None,)
         address = addresses[self._bind_index % len(addresses)]
         session = Session(self._broker, self._agent_id, will, address, self, self._loop)

@@ -78,7 +78,7 @@ class Pace:
     will_delay_s: int = 75
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Sent:
     space: str
     positions: tuple[int, int]
@@ -124,6 +124,7 @@ class Window:
         self._strikes = 0
         self._strikes_by_word = 0
         self._careful = False
+        self._asked_until_s = 0.0
 
     @property
     def outstanding(self) -> int:
@@ -185,14 +186,26 @@ class Window:
                 sent.sent_at_s, sent.pause_s = self._now_s(), self._pause_s
 
     def expire(self) -> bool:
-        """Let go again what no receipt has named for too long; says whether there was any."""
+        """Let go again what no receipt has named for too long; says whether there was any.
+
+        Each goes again once: it may simply have been lost. While nobody answers that either, only the oldest goes at
+        each round: one is enough to find out when somebody does, and the whole window at every round would be many
+        times what a day of measurements is. A receipt starts it anew (see `settled`).
+        """
         now_s = self._now_s()
         late = [sent for sent in self._accepted if sent.due_s() <= now_s]
-        if late:
-            self._accepted = [sent for sent in self._accepted if sent.due_s() > now_s]
+        going = [sent for sent in late if sent.pause_s <= self._pace.resend_first_s]
+        if not going and now_s >= self._asked_until_s:
+            going = late[:1]
+            self._asked_until_s = now_s + self._pause_s
+        if going:
             # By the report's own pause: the reports of one round must not double it once each.
-            self._pause_s = min(self._pace.resend_max_s, max(sent.pause_s for sent in late) * 2.0)
-        return bool(late)
+            self._pause_s = min(self._pace.resend_max_s, max(sent.pause_s for sent in going) * 2.0)
+        self._accepted = [sent for sent in self._accepted if sent not in going]
+        for sent in late:
+            if sent not in going:
+                sent.sent_at_s, sent.pause_s = now_s, self._pause_s
+        return bool(going)
 
     def session_forgotten(self) -> None:
         """The broker knows nothing of us any more: what it had queued is lost too, so all goes again."""

@@ -31,13 +31,14 @@ class SpoolThread:
 
     async def finish(self, row: int, result: Result) -> int:
         """As `Spool.finish`."""
-        sequence = await self.call(self._spool.finish, row, result)
+        # What was measured is written even if the agent is told to stop at this moment.
+        sequence = await asyncio.shield(self.call(self._spool.finish, row, result))
         self._stored(result)
         return sequence
 
     async def add(self, result: Result, started: Instant) -> int:
         """As `Spool.add`."""
-        sequence = await self.call(self._spool.add, result, started)
+        sequence = await asyncio.shield(self.call(self._spool.add, result, started))
         self._stored(result)
         return sequence
 

@@ -39,10 +39,13 @@ class SpoolView:
     """
 
     def __init__(self, path: Path) -> None:
-        if not path.exists():
-            raise SpoolError(f"{path}: there is no spool here; has the agent run?")
-        # Without a log beside it nobody has the file open, and only `immutable` opens it where no file can be made.
-        mode = "mode=ro" if path.with_name(path.name + "-wal").exists() else "mode=ro&immutable=1"
+        try:
+            if not path.exists():
+                raise SpoolError(f"{path}: there is no spool here; has the agent run?")
+            # Without a log beside it nobody has the file open, and only `immutable` opens it where no file can be made.
+            mode = "mode=ro" if path.with_name(path.name + "-wal").exists() else "mode=ro&immutable=1"
+        except OSError as error:
+            raise SpoolError(f"{path}: {error.strerror}; run this as the agent's user") from None
         self._path = path
         with self._translated():
             self._connection = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True)

@@ -13,11 +13,12 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from probe.errors import NotRunError
 from probe.flows.bulk import Transfer
 from probe.flows.dns import resolve_host
 from probe.flows.stream import CONNECT_TIME_OUT_S, REQUEST_TIME_OUT_S, Order
 from probe.flows.tcp import transfer
-from probe.messages import Peer
+from probe.messages import NotRunReason, Peer
 from probe.tasks.base import Context, Load, Parameters, Sample, TaskType, Values
 
 RESOLVE_TIME_OUT_S: Final = 5.0
@@ -83,6 +84,8 @@ async def measure(context: Context, parameters: CapacityParameters) -> CapacityV
     """Transfer once."""
     began_s = time.monotonic()
     link, peer = context.need_link(), context.need_peer()
+    if peer.tls:
+        raise NotRunError(NotRunReason.TOOL_MISSING, "this agent measures capacity over plain HTTP only")
     version = parameters.ip_version
     address = await resolve_host(link, peer.host, version, RESOLVE_TIME_OUT_S)
 

@@ -340,21 +340,25 @@ def test_a_wiped_broker_gets_its_instructions_back(broker: Mosquitto, influxd: I
     assert {schedule["name"] for schedule in told["schedules"]} == {"rest"}
 
 
-def test_a_full_quarantine_disk_holds_receipts_back(
+def test_a_full_quarantine_disk_holds_only_its_own_receipts_back(
     broker: Mosquitto, influxd: Influxd, agent: AgentClient, tmp_path: Path
 ) -> None:
-    """What cannot be kept is not receipted; when the disk has room again, it is kept and receipted."""
+    """What cannot be kept is not receipted, so its probe reports it again; what is good goes on meanwhile."""
     config = controller_config(tmp_path, broker.port, influxd.url)
+    spoiled = report(result(), result(1, task="x" * 50_000))
     with running(config) as controller:
         database = controller._quarantine._database
         database.execute("PRAGMA max_page_count = 8")
-        agent.send(report(result(), result(1, task="x" * 50_000)))
-        wait_until(lambda: controller._patience.attempts_failed >= 1, "the full disk")
-        assert "quarantine" in (controller.counters().trouble or "")
-        assert agent.receipts == []
+        agent.send(spoiled)
+        agent.send(report(result(2), first=3))
+        wait_until(lambda: any(receipt.beyond == ((3, 3),) for receipt in agent.receipts), "the good one's receipt")
+        assert agent.contiguous() == 0
+        assert controller.counters().unkept == 1
         database.execute("PRAGMA max_page_count = 100000")
-        agent.wait_for_receipt(2)
+        agent.send(spoiled)
+        agent.wait_for_receipt(3)
     assert set(items(config)) == {"unknown_task"}
+    assert [row["sequence"] for row in rows(influxd)] == [1, 3]
 
 
 def test_serve_in_a_thread(

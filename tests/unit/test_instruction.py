@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probe.instruction import InstructionError, InstructionFile, parse, suppressing
-from probe.messages import Action, Instruction, Peer, Schedule, Suppression, encode
+from probe.instruction import InstructionError, InstructionFile, parse, problem_of, suppressing
+from probe.messages import Action, Command, Instruction, Peer, Schedule, Suppression, encode
 
 NS_PER_S = 1_000_000_000
 DAY_NS = 86400 * NS_PER_S
@@ -60,6 +60,11 @@ def test_a_good_one_is_taken_as_it_is() -> None:
             "more than 256 measurements",
         ),
         ({"peers": tuple(Peer(name=f"p{n}", host="192.0.2.1") for n in range(257))}, "peers: 257, at most 256"),
+        ({"peers": (Peer(name="p", host="192.0.2.1", download_path="/x HTTP/1.1\r\n\r\nFLUSHALL"),)}, "is not a path"),
+        ({"peers": (Peer(name="p", host="a b"),)}, "peer p: 'a b' is not a host"),
+        ({"peers": (Peer(name="p", host="192.0.2.1", http_port=0),)}, "peer p: 0 is not a port"),
+        ({"schedules": (schedule(actions=(Action(name="a", task="y" * 70_000),)),)}, "is not a name"),
+        ({"suppressions": (Suppression(name="s" * 65),)}, "longer than 64"),
         ({"suppressions": tuple(Suppression(name="s") for _ in range(65))}, "suppressions: more than 64"),
         ({"suppressions": (Suppression(name="s", daily_start_s=1),)}, "belong together"),
         ({"suppressions": (Suppression(name="s", daily_start_s=-1, daily_end_s=9),)}, "0 to 86400"),
@@ -84,6 +89,26 @@ def test_hostile_payloads_are_refused(payload: bytes) -> None:
     """Deep nesting, too many bytes and broken text are refused like the rest."""
     with pytest.raises(InstructionError):
         parse(payload, "hanoi-1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"command_id": "x" * 65}, "its id is longer than 64 characters"),
+        ({"action": Action(name="a b", task="dns")}, "action: 'a b' is not a name"),
+        ({"action": Action(name="a", task="dns", peers=("p",) * 60_000)}, "peers: 'p' stands there twice"),
+        (
+            {"action": Action(name="a", task="dns", peers=tuple(f"p{n}" for n in range(200))), "links": ("x", "y")},
+            "400",
+        ),
+        ({"links": tuple(f"l{n}" for n in range(1500))}, "links: 1500, at most"),
+    ],
+)
+def test_a_command_is_held_to_the_same_bounds(changes: dict[str, Any], problem: str) -> None:
+    """One message must not be able to fill the spool, the status or the memory of a probe."""
+    good = Command(command_id="c-1", action=Action(name="a", task="dns"), expires_unix_ns=1)
+    assert problem_of(good) is None
+    assert problem in (problem_of(msgspec.structs.replace(good, **changes)) or "")
 
 
 def test_the_file_is_kept_and_replaced(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from fleet_controller.records import RejectReason
 from fleet_controller.validate import EARLIEST_UNIX_NS, FUTURE_TOLERANCE_NS, STRING_BYTES_MAX, Validator, refused
 from probe.messages import (
     PACKET_BYTES_MAX,
+    ClockReading,
+    ClockState,
     Failure,
     FailureKind,
     NotRun,
@@ -126,6 +128,8 @@ def test_a_bad_topic(tmp_path: Path, name: str) -> None:
 
 
 NOW_UNIX_NS = START_UNIX_NS + 86_400 * 10**9
+TOMORROW = NOW_UNIX_NS + FUTURE_TOLERANCE_NS + 1
+UNSTEERED = ClockReading(state=ClockState.UNSYNCHRONISED)
 BAD_RESULTS: list[tuple[str, Any, RejectReason, str]] = [
     ("not an object", b"7", RejectReason.WRONG_TYPES, "result: Expected `object`"),
     ("two outcomes", altered(result(), not_run={"reason": "missed"}), RejectReason.WRONG_TYPES, "exactly one of"),
@@ -143,6 +147,8 @@ BAD_RESULTS: list[tuple[str, Any, RejectReason, str]] = [
     ("value float", result(values={"packets_sent": 1.5}), RejectReason.BAD_VALUES, "Expected `int`, got `float`"),
     ("value bool", result(values={"packets_sent": True}), RejectReason.BAD_VALUES, "Expected `int`, got `bool`"),
     ("value big", result(values={"packets_sent": 2**64}), RejectReason.BAD_VALUES, "64 bits"),
+    ("curve", result(values={"packets_sent": 1, "steps": [{"offset_s": 1e10, "moved_bytes": 1}]}),
+     RejectReason.BAD_VALUES, "offset_s"),
     ("sample", result(values={"packets_sent": 1, "steps": [{"offset_s": 0.1, "moved_bytes": 2**64}]}),
      RejectReason.BAD_VALUES, "gauge.steps.moved_bytes"),
     ("text", result(values={"packets_sent": 1, "server": "x" * (STRING_BYTES_MAX + 1)}),
@@ -152,9 +158,16 @@ BAD_RESULTS: list[tuple[str, Any, RejectReason, str]] = [
     ("variant value", result(variant={"direction": "sideways"}), RejectReason.BAD_VARIANT, "download, upload"),
     ("1970", result(start_unix_ns=86_400), RejectReason.IMPLAUSIBLE_TIME, "1970-01-01"),
     ("2019", result(start_unix_ns=EARLIEST_UNIX_NS - 1), RejectReason.IMPLAUSIBLE_TIME, "2019-12-31"),
-    ("tomorrow", result(start_unix_ns=NOW_UNIX_NS + FUTURE_TOLERANCE_NS + 1), RejectReason.IMPLAUSIBLE_TIME, "an hour"),
+    ("tomorrow", result(start_unix_ns=TOMORROW, clock=UNSTEERED), RejectReason.IMPLAUSIBLE_TIME, "an hour"),
     ("never", altered(result(), start_unix_ns=2**80), RejectReason.IMPLAUSIBLE_TIME, "an hour"),
 ]  # fmt: skip
+
+
+def test_a_probe_whose_clock_is_steered_is_believed_before_our_own(tmp_path: Path) -> None:
+    """A controller restored from an old image must not refuse, and so have deleted, what the whole fleet reports."""
+    validator = Validator(fleet(tmp_path), TASKS, now_unix_ns=lambda: NOW_UNIX_NS)
+    verdict = validator.validate(topic(AGENT, "report"), encode(report(result(start_unix_ns=TOMORROW))))
+    assert [one.sequence for one in verdict.accepted] == [1]
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,29 @@ def test_one_round_doubles_once(desk: Desk) -> None:
     assert desk.expired_after_s() <= 60 * LONGEST
 
 
+def test_without_receipts_one_report_asks_for_all(desk: Desk) -> None:
+    """A day without the controller costs the line a report now and then, not the whole window at every round.
+
+    The first time all of it goes again: one message may simply have been lost.
+    """
+    for number in range(8):
+        desk.deliver(1 + number * 500, 500)
+    while desk.window.outstanding:  # the first round lets everything go, report by report
+        desk.expired_after_s()
+    for number in range(8):
+        desk.deliver(1 + number * 500, 500)
+    sent = 0
+    until_s = desk.clock.monotonic_s() + 86_400
+    while desk.clock.monotonic_s() < until_s:
+        before = desk.window.outstanding
+        desk.expired_after_s()
+        gone = before - desk.window.outstanding
+        if gone:
+            sent += gone
+            desk.deliver(1, gone)
+    assert sent <= 86_400 / 900 * 500 * 1.5
+
+
 def test_a_receipt_resets_the_pause(desk: Desk) -> None:
     """When the controller is back, what is still out goes again after the first pause, not after 15 minutes."""
     for _ in range(5):
