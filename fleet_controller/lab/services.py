@@ -164,8 +164,8 @@ class Mosquitto(Service):
         shutil.rmtree(self.data_directory, ignore_errors=True)
 
 
-# With mosquitto's defaults a killed broker loses every queued message and every session, and a slow controller all beyond
-# 1,000 messages, without an error to anybody. `allow_anonymous` and `user` are for a private broker alone.
+# With mosquitto's defaults a killed broker loses every queued message and every session, and a slow controller all
+# beyond 1,000 messages, without an error to anybody. `allow_anonymous` and `user` are for a private broker alone.
 MOSQUITTO_CONF = """\
 listener {port} {host}
 allow_anonymous true
