@@ -10,7 +10,7 @@ import pytest
 
 from fleet_controller.broker_session import BrokerSession, Outgoing
 from fleet_controller.config import BrokerConfig, TlsConfig
-from fleet_controller.errors import BrokerError
+from fleet_controller.errors import BrokerError, ConfigError
 from fleet_controller.lab.services import Mosquitto
 from probe.messages import topic
 
@@ -94,7 +94,8 @@ def test_without_our_certificate_the_broker_closes(secure_broker: Mosquitto, cer
 
 
 def test_files_that_are_none_are_told(certificates: Path) -> None:
-    """Before any connection."""
-    for ca_file in (certificates / "absent.pem", certificates / "broker.ext"):
-        with pytest.raises(BrokerError, match="the TLS files of the broker cannot be used"):
+    """Before any connection, and by their names."""
+    absent = (certificates / "absent.pem", r"broker\.tls\.ca_file: .*absent\.pem: cannot be read")
+    for ca_file, problem in (absent, (certificates / "broker.ext", "broker.tls: the files cannot be used")):
+        with pytest.raises(ConfigError, match=problem):
             BrokerSession(BrokerConfig(host="127.0.0.1", tls=TlsConfig(ca_file=ca_file)), "test")
