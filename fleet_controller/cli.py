@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -212,6 +213,8 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
+    # A reload asked for while this still starts must not end it: the fleet file is read later than this anyway.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     from fleet_controller.controller import serve  # noqa: PLC0415 - as above
 
     config = load(args.config)

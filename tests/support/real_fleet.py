@@ -108,7 +108,10 @@ class Fleet:
             lambda: answers("127.0.0.1", self.http_port),
         )
         self.controller = self._child(
-            "controller", ["-m", "fleet_controller.cli", "serve", "--config", str(self.controller_toml)], lambda: True
+            "controller",
+            ["-m", "fleet_controller.cli", "serve", "--config", str(self.controller_toml)],
+            # A SIGHUP before the controller catches it would be ignored or, in the first moments, end it.
+            lambda: catches(self.controller.pid or 0, signal.SIGHUP),
         )
         self.probes = {agent_id: self.probe_child(agent_id) for agent_id in agent_ids}
 
@@ -207,6 +210,13 @@ class Fleet:
 
     def _child(self, name: str, arguments: list[str], ready: Callable[[], bool]) -> Service:
         return Service(self.directory / name, [sys.executable, *arguments], ready)
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal (proc(5), SigCgt)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(mask, 16) & 1 << (number - 1))
 
 
 def wait_until(true: Callable[[], bool], what: str, time_out_s: float = 90.0) -> None:
