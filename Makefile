@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 BIN := .venv/bin
 
-.PHONY: help demo test check bench lock wheel clean setup setup-demo setup-test
+.PHONY: help demo test check bench lab lock wheel clean setup setup-demo setup-test setup-bench
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -20,8 +20,11 @@ check: setup ## format, lint, types, import rules, lock file
 	$(BIN)/lint-imports --no-logo
 	.ci/lock --check
 
-bench: setup-test ## the agent at rest, the peer and the ingest path, side by side with a peer
+bench: setup-bench ## the agent at rest, the peer and the ingest path, side by side with a peer
 	$(PY) tests/benchmarks/run.py $(ARGS)
+
+lab: setup-demo ## emulated lines measured, configured against measured; ARGS="run 4g_edge capacity" (as root)
+	@$(BIN)/fleet-controller lab $(or $(ARGS),matrix)
 
 wheel: setup ## build the wheel, install it into a new environment, start both commands
 	.ci/wheel
@@ -34,7 +37,10 @@ setup:
 setup-demo:
 	@.ci/setup mosquitto influxd dnsmasq ip
 setup-test:
-	@.ci/setup mosquitto influxd dnsmasq ip nginx ping iperf3 openssl
+	@.ci/setup mosquitto influxd dnsmasq ip nginx ping iperf3 openssl unbound
+
+setup-bench: setup-test
+	@.ci/setup curl fping irtt
 
 clean: ## remove what the other targets made here
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -30,6 +30,7 @@ examples:
   fleet-controller status                          who measures, who is silent, who is lost
   fleet-controller measure hn-01 round_trip --link fixed --peer hn-vnix --wait 30
   fleet-controller quarantine list
+  fleet-controller lab run 4g_edge capacity        a task over an emulated line, configured against measured
 
 exit codes:
   0  all is well
@@ -88,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_status(commands_)
     _add_measure(commands_)
     _add_quarantine(commands_)
+    _add_lab(commands_)
     return parser
 
 
@@ -197,6 +199,38 @@ def _add_quarantine(to: _Commands[argparse.ArgumentParser]) -> None:
     which.add_argument("ids", nargs="*", type=int, default=[], metavar="ID")
     which.add_argument("--reason", metavar="WORD", help="all that is held for this reason")
     which.add_argument("--all", action="store_true", help="all that is held")
+
+
+def _add_lab(to: _Commands[argparse.ArgumentParser]) -> None:
+    group = to.add_parser("lab", help="measure over emulated lines of known quality (as root)", allow_abbrev=False)
+    inner = group.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    list_ = _add(inner, "list", "list the lines that there are", _later("lab", "list_"))
+    run = _add(inner, "run", "run one task over one line, configured against measured", _later("lab", "run"))
+    run.add_argument("profile", metavar="PROFILE", help="see `lab list`")
+    run.add_argument("task", metavar="TASK", help="such as round_trip")
+    run.add_argument("-p", dest="parameter", action="append", default=[], metavar="KEY=VALUE", help="repeatable")
+    run.add_argument("--peer", choices=("peer", "nginx"), default="peer", help="who answers; default: our own peer")
+    run.add_argument(
+        "--shaper", choices=("emulator", "kernel"), default="emulator", help="kernel: rate and buffer only"
+    )
+    run.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="of losses, jitter and wandering rates; default: 1"
+    )
+    run.add_argument("--runs", type=_count, default=1, metavar="N", help="default: 1")
+    all_ = _add(inner, "matrix", "run round_trip and capacity over all lines", _later("lab", "run_matrix"))
+    all_.add_argument("--profiles", metavar="A,B", help="default: all")
+    all_.add_argument("--nginx", action="store_true", help="capacity against nginx instead of our own peer")
+    all_.add_argument("--runs", type=_count, default=2, metavar="N", help="default: 2")
+    _with_json(_add(inner, "check", "measure the emulated line's own errors", _later("lab", "check")))
+    for parser in (list_, run, all_):
+        _with_json(parser).add_argument("--file", type=Path, metavar="TOML", help="profiles of your own")
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of runs")
+    return value
 
 
 def _positive(text: str) -> float:

@@ -20,6 +20,7 @@ from fleet_controller.broker_session import BrokerSession, Outgoing
 from fleet_controller.errors import BrokerError, ControllerError
 from fleet_controller.fleet.model import Fleet, FleetPeer, FleetProbe, FleetSchedule, FleetSuppression
 from probe.messages import (
+    BULK_PATHS,
     PACKET_BYTES_MAX,
     Action,
     AgentId,
@@ -225,14 +226,18 @@ def _links(probe: FleetProbe, schedule: FleetSchedule) -> Iterator[str]:
 
 
 def _peer(name: str, peer: FleetPeer) -> Peer:
+    download_path, upload_path = BULK_PATHS[peer.protocol]
     return Peer(
         name=name,
         host=peer.host,
         stamp_port=peer.stamp_port,
+        stamp_key=peer.stamp_key or "",
         http_port=peer.http_port,
         tls=peer.tls,
-        download_path=peer.download_path,
-        upload_path=peer.upload_path,
+        protocol=peer.protocol,
+        download_path=peer.download_path or download_path,
+        small_path=peer.small_path,
+        upload_path=peer.upload_path or upload_path,
     )
 
 

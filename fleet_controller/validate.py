@@ -287,6 +287,7 @@ def _check_integers(result: Result) -> None:
         ("bytes_received", result.bytes_received),
         ("fitness.nic_speed_bps", fitness.nic_speed_bps),
         ("fitness.cross_traffic_bytes", fitness.cross_traffic_bytes),
+        ("fitness.cross_traffic_before_bps", fitness.cross_traffic_before_bps),
     ):
         if value is not None and not -_INT_MAX <= value <= _INT_MAX:
             raise _invalid(RejectReason.WRONG_TYPES, f"result: {name} does not fit into 64 bits")

@@ -112,6 +112,8 @@ class Agent:
             guard=_guard(config),
             heavy=HeavyLock(state_dir / "heavy.lock"),
             on_progress=self._on_progress,
+            stamp_keys=config.stamp_keys,
+            peer_ca_file=config.peer_tls.ca_file,
         )
         self._orders = Orders(
             agent_id=config.agent_id,
@@ -197,6 +199,7 @@ class Agent:
             actions=due.actions,
             deadline_s=self._clock.monotonic_s() + left_s,
             cycle_number=due.cycle_number,
+            is_continuous=due.is_continuous,
         )
 
     # What the agent says of itself

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from probe.clock import SystemClock
-from probe.config import Broker, ProbeConfig
+from probe.config import Broker, ProbeConfig, read_stamp_key
+from probe.errors import ConfigError
 from probe.instruction import InstructionFile
 from probe.links import Link
 from probe.measure.targets import TargetGuard
@@ -36,7 +37,8 @@ def check(config: ProbeConfig, *, online: bool) -> list[Finding]:
     for link_config in config.links:
         findings += _check_link(Link(link_config))
     findings += [_check_targets(config), _check_state(config), _check_instruction(config), _check_clock()]
-    findings += _check_files(config.broker)
+    findings += _check_files(config)
+    findings += _check_stamp_keys(config)
     if online:
         findings.append(_check_broker(config.broker))
     return findings
@@ -89,19 +91,30 @@ def _check_clock() -> Finding:
     return Finding("clock", "warning", "no time source steers it: results are marked until one does")
 
 
-def _check_files(broker: Broker) -> Iterator[Finding]:
-    tls = broker.tls
+def _check_files(config: ProbeConfig) -> Iterator[Finding]:
+    tls = config.broker.tls
     files = {
         "broker.tls.ca_file": tls.ca_file if tls else None,
         "broker.tls.cert_file": tls.cert_file if tls else None,
         "broker.tls.key_file": tls.key_file if tls else None,
-        "broker.password_file": broker.password_file,
+        "broker.password_file": config.broker.password_file,
+        "peer_tls.ca_file": config.peer_tls.ca_file,
     }
     for what, path in files.items():
         if path is None:
             continue
         readable = os.access(path, os.R_OK)
         yield Finding(what, "ok" if readable else "problem", path if readable else f"{path} cannot be read")
+
+
+def _check_stamp_keys(config: ProbeConfig) -> Iterator[Finding]:
+    for name, path in config.stamp_keys.items():
+        try:
+            read_stamp_key(Path(path))
+        except ConfigError as error:
+            yield Finding(f"stamp_keys.{name}", "problem", str(error))
+        else:
+            yield Finding(f"stamp_keys.{name}", "ok", path)
 
 
 def _check_broker(broker: Broker) -> Finding:

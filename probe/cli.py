@@ -41,6 +41,7 @@ examples:
   fleet-probe once dns --link fixed0 --set name=vnnic.vn --set record_type=AAAA
   fleet-probe once round_trip --peer 192.0.2.1 --stamp-port 862
   fleet-probe once capacity --peer '[2001:db8::1]:8080' --set ip_version=6 --json
+  fleet-probe once capacity --peer ndt.example.vn --peer-protocol ndt7 --peer-tls --set streams_max=1
 
 exit status: 0 measured, 1 the network said no, 2 wrong use or configuration, 3 not run
 """
@@ -102,6 +103,13 @@ def _add_once(commands: Any) -> None:
     parser.add_argument("--peer", metavar="PEER", help="a peer's name in the stored instruction, or host[:http_port]")
     parser.add_argument("--stamp-port", type=int, metavar="PORT", help="of a peer given by its address; default 862")
     parser.add_argument(
+        "--peer-protocol",
+        choices=("http", "librespeed", "ndt7"),
+        default="http",
+        help="what a peer given by its address speaks for capacity; default http",
+    )
+    parser.add_argument("--peer-tls", action="store_true", help="a peer given by its address speaks TLS")
+    parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="a parameter of the task"
     )
     parser.add_argument("--wait", type=float, default=60.0, metavar="S", help="for other heavy measurements (60)")
@@ -130,6 +138,16 @@ def _add_peer(commands: Any) -> None:
     parser.add_argument("--host", default="", metavar="ADDRESS", help="default: every address of this host")
     parser.add_argument("--http-port", type=int, default=80, metavar="PORT", help="0: any (80)")
     parser.add_argument("--stamp-port", type=int, default=862, metavar="PORT", help="0: any (862)")
+    parser.add_argument(
+        "--stamp-key-file",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="authenticate STAMP with this key (hexadecimal, chmod 600); again for a second key while one is replaced",
+    )
+    parser.add_argument("--tls-certificate", type=Path, metavar="FILE", help="PEM: the HTTP port then speaks TLS only")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM: the certificate's key")
     parser.set_defaults(run=_peer)
 
 
@@ -164,6 +182,8 @@ def _once(arguments: argparse.Namespace) -> int:
             stamp_port=arguments.stamp_port,
             settings=tuple(arguments.settings),
             wait_s=arguments.wait,
+            peer_protocol=arguments.peer_protocol,
+            peer_tls=arguments.peer_tls,
         ),
     )
     sys.stdout.write((once.as_json(result) if arguments.json else once.as_text(result)) + "\n")
@@ -226,9 +246,19 @@ def _peer(arguments: argparse.Namespace) -> int:
     import asyncio  # noqa: PLC0415 - see the module's docstring
     import signal  # noqa: PLC0415 - see the module's docstring
 
+    from probe.config import read_stamp_key  # noqa: PLC0415 - see the module's docstring
     from probe.peer.serve import PeerSettings, serve  # noqa: PLC0415 - see the module's docstring
+    from probe.peer.server_tls import ServerTls  # noqa: PLC0415 - see the module's docstring
 
-    settings = PeerSettings(host=arguments.host, http_port=arguments.http_port, stamp_port=arguments.stamp_port)
+    if (arguments.tls_certificate is None) != (arguments.tls_key is None):
+        raise ProbeError("--tls-certificate and --tls-key belong together")
+    settings = PeerSettings(
+        host=arguments.host,
+        http_port=arguments.http_port,
+        stamp_port=arguments.stamp_port,
+        stamp_keys=tuple(read_stamp_key(path) for path in arguments.stamp_key_file),
+        tls=ServerTls(arguments.tls_certificate, arguments.tls_key) if arguments.tls_key else None,
+    )
 
     def say_ready(http_port: int, stamp_port: int) -> None:
         where = arguments.host or "every address"

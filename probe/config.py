@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -26,6 +27,10 @@ NameText = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 # linux/if.h: IFNAMSIZ is 16 with the terminating zero.
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 S = TypeVar("S", bound=msgspec.Struct)
+_KEY_BYTES_MIN = 16
+_KEY_BYTES_MAX = 64
+_KEY_FILE_BYTES_MAX = 2 * _KEY_BYTES_MAX + 8  # with a line end and some blanks
+_OTHERS_MODE = 0o077
 InterfaceText = Annotated[str, msgspec.Meta(pattern=r"^[^\s/]{1,15}$")]
 
 
@@ -50,6 +55,12 @@ class Broker(Section, frozen=True):
     username: str | None = None
     password_file: str | None = None
     keepalive_s: Annotated[int, msgspec.Meta(ge=5, le=300)] = 30
+
+
+class PeerTls(Section, frozen=True):
+    """Whom to trust when a peer has TLS: a PEM file of authorities; without it, the system's."""
+
+    ca_file: str | None = None
 
 
 class Spool(Section, frozen=True):
@@ -82,12 +93,14 @@ class Targets(Section, frozen=True):
 
 
 class ProbeConfig(Section, frozen=True):
-    """The whole file."""
+    """The whole file. `stamp_keys` has the file of each key that a peer's `stamp_key` may name."""
 
     agent_id: AgentIdText
     broker: Broker
     links: Annotated[tuple[LinkConfig, ...], msgspec.Meta(min_length=1)]
     targets: Targets = Targets()
+    stamp_keys: dict[NameText, str] = {}
+    peer_tls: PeerTls = PeerTls()
     state_dir: str = "/var/lib/fleet-probe"
     spool: Spool = Spool()
     status_period_s: Seconds = 60.0
@@ -128,7 +141,13 @@ def _under(folder: Path, config: ProbeConfig) -> ProbeConfig:
             key_file=absolute(tls.key_file),
         )
     broker = msgspec.structs.replace(config.broker, tls=tls, password_file=absolute(config.broker.password_file))
-    return msgspec.structs.replace(config, broker=broker, state_dir=absolute(config.state_dir))
+    return msgspec.structs.replace(
+        config,
+        broker=broker,
+        stamp_keys={name: str(folder / text) for name, text in config.stamp_keys.items()},
+        peer_tls=PeerTls(ca_file=absolute(config.peer_tls.ca_file)),
+        state_dir=absolute(config.state_dir),
+    )
 
 
 def convert_strict(raw: Any, wanted: type[S], place: str) -> S:
@@ -223,3 +242,30 @@ def split_host_port(text: str, default_port: int) -> tuple[str, int]:
     if not 0 < number < 65536:  # noqa: PLR2004 - the range of a port
         raise ValueError(f"{number} is not a port")
     return str(ipaddress.ip_address(host)), number
+
+
+def read_stamp_key(path: Path) -> bytes:
+    """The key of authenticated STAMP: a file of hexadecimal digits that nobody but its owner may read.
+
+    `openssl rand -hex 32` makes one. RFC 4868 section 2.1.1 asks for a key as long as the hash, 32 bytes; 16 is the
+    least that is accepted, and over a block of SHA-256 a key only gets shorter.
+
+    Raises:
+        ConfigError: it cannot be read, others may read it, or it is no such key. Has nothing of the key.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            text = file.read(_KEY_FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise ConfigError(str(path), f"the STAMP key cannot be read: {error.strerror}") from None
+    if mode & _OTHERS_MODE:
+        raise ConfigError(str(path), "others than its owner may use the STAMP key", f"chmod 600 {path}")
+    try:
+        key = bytes.fromhex(text.decode("ascii").strip())
+    except ValueError:
+        key = b""
+    if not _KEY_BYTES_MIN <= len(key) <= _KEY_BYTES_MAX:
+        problem = f"is no STAMP key: {2 * _KEY_BYTES_MIN} to {2 * _KEY_BYTES_MAX} hexadecimal digits and nothing else"
+        raise ConfigError(str(path), problem, "make one with `openssl rand -hex 32`")
+    return key

@@ -102,11 +102,13 @@ def _check(instruction: Instruction) -> None:
 
 def _check_peer(peer: Peer) -> None:
     """What becomes part of a request must not be able to end it: a stolen controller would speak for the probe."""
-    for path in (peer.download_path, peer.upload_path):
+    for path in (peer.download_path, peer.upload_path, peer.small_path):
         if _PATH.fullmatch(path) is None:
             raise InstructionError(f"peer {peer.name}: {one_line(path)!r} is not a path")
     if _HOST.fullmatch(peer.host) is None:
         raise InstructionError(f"peer {peer.name}: {one_line(peer.host)!r} is not a host")
+    if peer.stamp_key and _NAME.fullmatch(peer.stamp_key) is None:
+        raise InstructionError(f"peer {peer.name}: {one_line(peer.stamp_key)!r} is not the name of a STAMP key")
     for port in (peer.stamp_port, peer.http_port):
         if not 0 < port <= _PORT_MAX:
             raise InstructionError(f"peer {peer.name}: {port} is not a port")

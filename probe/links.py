@@ -31,6 +31,9 @@ _SYS_NET = Path("/sys/class/net")
 _IF_INET6 = Path("/proc/net/if_inet6")
 _RESOLV_CONF = Path("/etc/resolv.conf")
 _SCOPE_GLOBAL = "00"  # the scope column of /proc/net/if_inet6
+_TEMPORARY, _DEPRECATED = 0x01, 0x20  # linux/if_addr.h: its flags column, as the next line
+_UNUSABLE = 0x08 | 0x40  # another host has the address, or it is still being looked for
+_UNIQUE_LOCAL = ipaddress.IPv6Network("fc00::/7")
 _DNS_PORT = 53
 
 
@@ -58,8 +61,10 @@ class Link:
         """The network interface that the line ends at."""
         return self.config.interface
 
-    def socket(self, version: IpVersion, kind: socket.SocketKind, protocol: int = 0) -> socket.socket:
-        """Open a non-blocking socket that can use this link and no other.
+    def socket(
+        self, version: IpVersion, kind: socket.SocketKind, protocol: int = 0, source_port: int = 0
+    ) -> socket.socket:
+        """Open a non-blocking socket that can use this link and no other, from a free port unless one is given.
 
         Raises:
             NotRunError: the interface is absent or down, or has no address of this IP version (`link_down`).
@@ -69,7 +74,7 @@ class Link:
         try:
             sock.setblocking(False)  # noqa: FBT003 - the socket API takes it so
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self.interface.encode() + b"\0")
-            sock.bind((source, 0))
+            sock.bind((source, source_port))
         except OSError as error:
             sock.close()
             raise NotRunError(NotRunReason.LINK_DOWN, f"cannot bind to {self.interface}: {error}") from error
@@ -150,11 +155,18 @@ class Link:
             lines = _IF_INET6.read_text().splitlines()
         except OSError:
             return None
+        found: list[tuple[int, ipaddress.IPv6Address]] = []
         for line in lines:
-            digits, _, _, scope, _, name = line.split()
-            if name == self.interface and scope == _SCOPE_GLOBAL:
-                return str(ipaddress.IPv6Address(int(digits, 16)))
-        return None
+            digits, _, _, scope, flags, name = line.split()
+            if name == self.interface and scope == _SCOPE_GLOBAL and not int(flags, 16) & _UNUSABLE:
+                address = ipaddress.IPv6Address(int(digits, 16))
+                found.append((_rank_v6(address, int(flags, 16)), address))
+        return str(min(found)[1]) if found else None
+
+
+def _rank_v6(address: ipaddress.IPv6Address, flags: int) -> int:
+    """The lower the better (RFC 6724 section 5): fresh before deprecated, global before unique local, then stable."""
+    return 4 * bool(flags & _DEPRECATED) + 2 * (address in _UNIQUE_LOCAL) + bool(flags & _TEMPORARY)
 
 
 def _host_resolvers() -> tuple[tuple[str, int], ...]:

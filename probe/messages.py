@@ -138,12 +138,29 @@ class ClockReading(Message, frozen=True):
     max_error_s: float | None = None
 
 
+class HostLimit(StrEnum):
+    """What of the probe itself limited a measurement, so that its figure says less about the line."""
+
+    CPU = "cpu"  # the thread that measured had no more of a core, or none for too long
+    THERMAL = "thermal"  # the same, while the firmware slowed the host down (heat or under-voltage)
+    CGROUP = "cgroup"  # the CPU quota of its own control group stopped it
+    STEAL = "steal"  # the hypervisor gave the core to somebody else
+    SOFTIRQ = "softirq"  # a core was full of the kernel's own packet work
+    MEMORY = "memory"  # everything on the host waited for memory
+    NIC = "nic"  # the rate came up to the negotiated speed of the interface
+
+
 class Fitness(Message, frozen=True):
     """Whether the host was fit to measure: a result from a busy or throttled host says so.
 
-    Every field is absent where the host has no such figure. `busiest_core_ratio` is the busy share (0..1) of the
-    busiest core during the measurement; `cross_traffic_bytes` is what others moved over the link meanwhile, both
-    ways; `own_load` says that a heavy task of this probe loaded the same link at the same time.
+    Every field is absent where the host has no such figure. Ratios are shares (0..1) of the measurement's time:
+    `busiest_core_ratio` busy, `steal_ratio` and `softirq_ratio` of whichever core had most of it; `cpu_pressure_ratio`
+    some task of the host waited for a core (PSI); `cpu_wait_ratio` the thread that measured did; `own_cpu_ratio` it
+    ran (above 1: several threads); `cgroup_throttled_ratio` is of the accounting periods of the own control group,
+    those in which its quota was used up. `cross_traffic_bytes` is what others moved over the link meanwhile, both
+    ways, `cross_traffic_before_bps` their rate shortly before; `own_load` says that a heavy task of this probe loaded
+    the same link at the same time. `host_limited` says that the instrument was, or may have been, the limit, and
+    `host_limited_by` what of it.
     """
 
     busiest_core_ratio: float | None = None
@@ -151,6 +168,15 @@ class Fitness(Message, frozen=True):
     nic_speed_bps: int | None = None
     cross_traffic_bytes: int | None = None
     own_load: bool = False
+    cross_traffic_before_bps: int | None = None
+    steal_ratio: float | None = None
+    softirq_ratio: float | None = None
+    cpu_pressure_ratio: float | None = None
+    cpu_wait_ratio: float | None = None
+    own_cpu_ratio: float | None = None
+    cgroup_throttled_ratio: float | None = None
+    host_limited: bool | None = None
+    host_limited_by: HostLimit | None = None
 
 
 class Result(Message, frozen=True):
@@ -227,8 +253,21 @@ class Receipt(Message, frozen=True, omit_defaults=False):
     schema_version: int = SCHEMA_VERSION
 
 
+# How a peer speaks bulk transfer: HTTP as our own peer and nginx do, LibreSpeed's backend, M-Lab's ndt7.
+BulkProtocol = Literal["http", "librespeed", "ndt7"]
+# The paths of each: of a download, of an upload.
+BULK_PATHS: Final[dict[BulkProtocol, tuple[str, str]]] = {
+    "http": ("/download", "/upload"),
+    "librespeed": ("/backend/garbage.php", "/backend/empty.php"),
+    "ndt7": ("/ndt/v7/download", "/ndt/v7/upload"),
+}
+
+
 class Peer(Message, frozen=True):
-    """Who answers a measurement, as an agent needs to know it."""
+    """Who answers a measurement, as an agent needs to know it.
+
+    `tls` says that `http_port` speaks TLS; `protocol` is a `BulkProtocol`, or one that came after this agent.
+    """
 
     name: PeerName
     host: str
@@ -237,6 +276,11 @@ class Peer(Message, frozen=True):
     tls: bool = False
     download_path: str = "/download"
     upload_path: str = "/upload"
+    protocol: str = "http"
+    small_path: str = "/small"  # an object of one byte (draft-ietf-ippm-responsiveness)
+    # The name of the key that authenticates STAMP with this peer (RFC 8762 section 4.4); the key itself is a file on
+    # the device and travels in no message. Empty: unauthenticated.
+    stamp_key: str = ""
 
 
 class Action(Message, frozen=True):
@@ -368,6 +412,11 @@ class Progress(Message, frozen=True, omit_defaults=False):
     peer: PeerName | None = None
     outcome: Literal["values", "failure", "not_run"] | None = None
     schema_version: int = SCHEMA_VERSION
+
+
+def bulk_protocol(peer: Peer) -> BulkProtocol | None:
+    """What is spoken with a peer; absent when this agent is older than it."""
+    return next((protocol for protocol in BULK_PATHS if protocol == peer.protocol), None)
 
 
 Leaf = Literal["report", "status", "instruction", "command", "progress", "receipt"]

@@ -23,14 +23,15 @@ from probe.links import Link
 from probe.measure.exclusion import HeavyLock
 from probe.measure.measurer import Instructed, Invocation, Measurer
 from probe.measure.targets import TargetGuard
-from probe.messages import Action, Failure, NotRun, Peer, Progress, Result, encode
+from probe.messages import BULK_PATHS, Action, BulkProtocol, Failure, NotRun, Peer, Progress, Result, encode
 from probe.tasks import TASKS
 from probe.tasks.base import AnyTask, Load
 
 _PEER_GIVEN = "given"
-# RFC 8762 section 4.1, and HTTP's own.
+# RFC 8762 section 4.1, and HTTP's own two.
 _STAMP_PORT = 862
 _HTTP_PORT = 80
+_HTTPS_PORT = 443
 _TEXT_ITEMS_MAX = 5  # of a curve: the rest is for --json
 
 
@@ -44,6 +45,8 @@ class Wish:
     stamp_port: int | None
     settings: tuple[str, ...]
     wait_s: float
+    peer_protocol: BulkProtocol = "http"
+    peer_tls: bool = False
 
 
 class _OneResult:
@@ -85,6 +88,8 @@ def measure_once(config: ProbeConfig, wish: Wish) -> Result:
         guard=_guard(config, (*_named(task, parameters), *((peer.host,) if peer and peer.name == _PEER_GIVEN else ()))),
         heavy=HeavyLock(_lock_path(config, task)),
         on_progress=_ignore,
+        stamp_keys=config.stamp_keys,
+        peer_ca_file=config.peer_tls.ca_file,
     )
     measurer.instructed = Instructed(peers={peer.name: peer} if peer else {})
     deadline_s = SystemClock().monotonic_s() + wish.wait_s
@@ -144,11 +149,21 @@ def _find_peer(config: ProbeConfig, wish: Wish, task: AnyTask) -> Peer | None:
         peer = peers[wish.peer]
         return msgspec.structs.replace(peer, stamp_port=wish.stamp_port or peer.stamp_port)
     host, http_port = _split_peer(wish.peer, known)
-    return Peer(name=_PEER_GIVEN, host=host, http_port=http_port, stamp_port=wish.stamp_port or _STAMP_PORT)
+    download_path, upload_path = BULK_PATHS[wish.peer_protocol]
+    return Peer(
+        name=_PEER_GIVEN,
+        host=host,
+        http_port=http_port or (_HTTPS_PORT if wish.peer_tls else _HTTP_PORT),
+        stamp_port=wish.stamp_port or _STAMP_PORT,
+        tls=wish.peer_tls,
+        protocol=wish.peer_protocol,
+        download_path=download_path,
+        upload_path=upload_path,
+    )
 
 
-def _split_peer(text: str, known: str) -> tuple[str, int]:
-    """Host and HTTP port of `host`, `host:port`, `v6` or `[v6]:port`."""
+def _split_peer(text: str, known: str) -> tuple[str, int | None]:
+    """Host and HTTP port of `host`, `host:port`, `v6` or `[v6]:port`; without a port, none."""
     host, port = text, ""
     if text.startswith("["):
         host, _, port = text[1:].partition("]")
@@ -159,7 +174,7 @@ def _split_peer(text: str, known: str) -> tuple[str, int]:
         raise ConfigError(f"--peer {text}", f"{port} is not a port", known)
     if not _is_address(host) and host != "localhost" and ("." not in host or ":" in host):
         raise ConfigError(f"--peer {text}", "is no known peer and no address", known)
-    return host, int(port) if port else _HTTP_PORT
+    return host, int(port) if port else None
 
 
 def _is_address(host: str) -> bool:

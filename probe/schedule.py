@@ -4,16 +4,17 @@ A schedule of `period_s` divides UTC into slots that begin at multiples of it si
 `cycle_number` that the whole fleet shares. Within each slot the agent measures once, at an instant uniform over the
 slot (random sampling by RFC 2330 section 11.1, so that nothing periodic in the network hides between samples) that
 follows from the agent's id, the schedule, the link and the slot alone: it can be computed again, and no power cut
-puts a fleet in step.
+puts a fleet in step. Continuous tasks have no instants: their windows follow one another (`probe.windows`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -23,6 +24,7 @@ from apscheduler.triggers.base import BaseTrigger
 from probe.clock import NS_PER_S, Clock
 from probe.messages import Action, LinkName, Schedule
 from probe.tasks import TASKS
+from probe.windows import Window, WindowChain
 
 _LOG = logging.getLogger(__name__)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -43,7 +45,10 @@ Key = tuple[str, LinkName | None]
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """It is time: one schedule on one link (none for tasks that need none), and which slot it is for."""
+    """It is time: one schedule on one link (none for tasks that need none), and which slot it is for.
+
+    Of continuous tasks the slot is the window that begins now; they are due apart from the schedule's others.
+    """
 
     schedule: str
     link: LinkName | None
@@ -51,6 +56,7 @@ class Due:
     slot_start_unix_ns: int
     slot_end_unix_ns: int
     actions: tuple[Action, ...]
+    is_continuous: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +92,11 @@ class Slots:
         index = self.index_at(unix_ns)
         return index if self.instant_unix_ns(index) > unix_ns else index + 1
 
-    def _draw_ns(self, index: int, attempt: int) -> int:
+    def phase_ns(self) -> int:
+        """The agent's own place within a period, the same in every slot: where windows end and begin."""
+        return self._draw_ns("phase", 0)
+
+    def _draw_ns(self, index: int | str, attempt: int) -> int:
         text = f"{self.schedule}\0{self.link or ''}\0{index}\0{attempt}"
         digest = hashlib.blake2b(text.encode(), key=self.agent_id.encode(), digest_size=16).digest()
         # 128 bits over at most 10^13 microseconds: the modulo's bias is far below what anybody could see.
@@ -142,6 +152,15 @@ def _to_datetime(unix_ns: int) -> datetime:
 
 
 @dataclass(slots=True)
+class _Continuous:
+    """The windows of a schedule's continuous tasks on a link."""
+
+    slots: Slots
+    chain: WindowChain
+    actions: tuple[Action, ...]
+
+
+@dataclass(slots=True)
 class _Line:
     """One job: a schedule on a link."""
 
@@ -183,6 +202,7 @@ class Scheduler:
         self._on_due = on_due
         self._on_missed = on_missed
         self._lines: dict[Key, _Line] = {}
+        self._continuous: dict[Key, _Continuous] = {}
         self._offset_ns = self._wall_offset_ns()
         self._watch: asyncio.Task[None] | None = None
         # UTC keeps APScheduler from reading the host's time zone; slots have none.
@@ -196,6 +216,7 @@ class Scheduler:
     def stop(self) -> None:
         """End. Nothing is due afterwards."""
         self._lines.clear()
+        self._replace_chains({})
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
@@ -204,12 +225,21 @@ class Scheduler:
     @property
     def keys(self) -> tuple[Key, ...]:
         """What is scheduled: (schedule, link)."""
-        return tuple(self._lines)
+        return tuple({**self._lines, **self._continuous})
 
     def replace(self, schedules: Sequence[Schedule], links: Sequence[LinkName]) -> None:
         """Put another set in force. What keeps its period keeps its slots and its place in them."""
         now = self._clock.wall_ns()
-        wanted = {line.key: line for line in self._plan(schedules, links, now)}
+        goes_on = {
+            (slots.schedule, slots.link): (slots, actions)
+            for slots, actions in self._part(schedules, links, continuous=True)
+        }
+        self._replace_chains(goes_on)
+        lines = (
+            _Line((slots.schedule, slots.link), SlotTrigger(slots, now), actions)
+            for slots, actions in self._part(schedules, links, continuous=False)
+        )
+        wanted = {line.key: line for line in lines}
         for key in self._lines.keys() - wanted.keys():
             self._timer.remove_job(_job_id(key))
         for key, line in wanted.items():
@@ -220,18 +250,48 @@ class Scheduler:
                 self._set_job(line)
         self._lines = wanted
 
-    def _plan(self, schedules: Sequence[Schedule], links: Sequence[LinkName], now_ns: int) -> Iterator[_Line]:
+    def _part(
+        self, schedules: Sequence[Schedule], links: Sequence[LinkName], *, continuous: bool
+    ) -> Iterator[tuple[Slots, tuple[Action, ...]]]:
+        """What is to be done on each link: by the tasks that go on all the time, or by the others."""
         for schedule in schedules:
-            of_links = tuple(action for action in schedule.actions if _needs_link(action))
-            of_host = tuple(action for action in schedule.actions if not _needs_link(action))
+            wanted = [action for action in schedule.actions if _is_continuous(action) == continuous]
+            of_links = tuple(action for action in wanted if _needs_link(action))
+            of_host = tuple(action for action in wanted if not _needs_link(action))
             parts: list[tuple[LinkName | None, tuple[Action, ...]]] = []
             if of_links:
                 parts.extend((link, of_links) for link in schedule.links or links)
             if of_host:
                 parts.append((None, of_host))
             for link, actions in parts:
-                slots = Slots(self._agent_id, schedule.name, link, round(schedule.period_s * NS_PER_S))
-                yield _Line((schedule.name, link), SlotTrigger(slots, now_ns), actions)
+                yield Slots(self._agent_id, schedule.name, link, round(schedule.period_s * NS_PER_S)), actions
+
+    def _replace_chains(self, wanted: Mapping[Key, tuple[Slots, tuple[Action, ...]]]) -> None:
+        """A chain whose slots stay goes on, by its new actions from the next window on."""
+        before = self._continuous
+        self._continuous = {}
+        for key, (slots, actions) in wanted.items():
+            kept = before.pop(key, None)
+            if kept is not None and kept.slots == slots:
+                kept.actions = actions
+                self._continuous[key] = kept
+            else:
+                self._begin_windows(key, slots, actions)
+                if kept is not None:
+                    kept.chain.stop()
+        for gone in before.values():
+            gone.chain.stop()
+
+    def _begin_windows(self, key: Key, slots: Slots, actions: tuple[Action, ...]) -> None:
+        chain = WindowChain(self._clock, slots.period_ns, slots.phase_ns(), functools.partial(self._on_window, key))
+        self._continuous[key] = _Continuous(slots, chain, actions)
+        chain.start()
+
+    def _on_window(self, key: Key, window: Window) -> None:
+        schedule, link = key
+        actions = self._continuous[key].actions
+        bounds = window.start_unix_ns, window.end_unix_ns
+        self._tell(self._on_due, Due(schedule, link, window.cycle_number, *bounds, actions, is_continuous=True))
 
     def _set_job(self, line: _Line) -> None:
         self._timer.add_job(
@@ -289,6 +349,11 @@ def _needs_link(action: Action) -> bool:
     """An unknown task is told about on every link: most tasks measure one."""
     task = TASKS.get(action.task)
     return task is None or task.needs_link
+
+
+def _is_continuous(action: Action) -> bool:
+    task = TASKS.get(action.task)
+    return task is not None and task.continuous
 
 
 def _job_id(key: Key) -> str:

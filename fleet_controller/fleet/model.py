@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from fleet_controller.fleet.provinces import Province
-from probe.messages import NAME_PATTERN
+from probe.messages import NAME_PATTERN, BulkProtocol
 
 Access = Literal["fixed", "mobile"]
 Scope = Literal["on_net", "domestic", "international"]
@@ -41,16 +41,23 @@ class FleetOperator(Part, frozen=True):
 
 
 class FleetPeer(Part, frozen=True):
-    """Who answers measurements, and where it stands: inside the operator's network, behind VNIX, or abroad."""
+    """Who answers measurements, and where it stands: inside the operator's network, behind VNIX, or abroad.
+
+    `protocol` is what it speaks for bulk transfers, on `http_port`; without a path the protocol's own counts.
+    `stamp_key` names the key that authenticates STAMP with it; the key is a file on the probes and on the peer.
+    """
 
     host: Host
     scope: Scope
     operator: str | None = None
     stamp_port: Port = 862
+    stamp_key: Name | None = None
     http_port: Port = 80
     tls: bool = False
-    download_path: UrlPath = "/download"
-    upload_path: UrlPath = "/upload"
+    protocol: BulkProtocol = "http"
+    download_path: UrlPath | None = None
+    small_path: UrlPath = "/small"
+    upload_path: UrlPath | None = None
 
 
 class FleetAction(Part, frozen=True):

@@ -8,7 +8,7 @@ from typing import Any
 from fleet_controller.fleet.model import FleetAction, FleetSchedule, FleetSuppression
 from fleet_controller.fleet.parts import Collector, Path
 from fleet_controller.fleet.yaml_lines import Lined
-from probe.tasks.base import AnyTask, Parameters
+from probe.tasks.base import WINDOW_S_MAX, AnyTask, Parameters
 
 
 class ScheduleReader:
@@ -65,8 +65,21 @@ class ScheduleReader:
         )
         if parameters is None:
             return None
+        if task.continuous:
+            return action if self._window(task, parameters, period, path) else None
         self._time(spot, path, task, parameters, period)
         return action
+
+    def _window(self, task: AnyTask, parameters: Parameters, period: Lined | None, path: Path) -> bool:
+        """A continuous task goes on for a whole period: say whether that is a window it can have."""
+        shortest_s = 2 * task.time_out_s(parameters)
+        if period is None or not isinstance(period.value, int | float) or period.value < 1:
+            return True  # said of the period itself
+        if shortest_s <= period.value <= WINDOW_S_MAX:
+            return True
+        problem = f"{task.name} goes on all the time, in windows of {shortest_s:g} to {WINDOW_S_MAX:g} s"
+        self._out.say(period.line, (*path[:2], "period_s"), problem, f"such as {max(shortest_s, 60):g}")
+        return False
 
     def _time(self, spot: Lined, path: Path, task: AnyTask, parameters: Parameters, period: Lined | None) -> None:
         """Warn of a measurement that can outlast its slot."""

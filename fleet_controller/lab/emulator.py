@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
-import gc
 import json
 import os
 import select
@@ -27,8 +26,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from fleet_controller.lab.line import VNET_HEADER_BYTES, Line, LineCounters, LinkProfile, line_pair
-from fleet_controller.lab.namespaces import entered, run_ip
+import msgspec
+
+from fleet_controller.lab.line import Line, LineCounters, line_pair, seed_of
+from fleet_controller.lab.namespaces import entered, run_ip, use_ipv6
+from fleet_controller.lab.packets import VNET_HEADER_BYTES, ip_version, largest_packet_bytes, too_big
+from fleet_controller.lab.profile import ETHERNET_MTU_BYTES, Direction, LinkProfile
+from fleet_controller.lab.punctual import Patience, be_punctual
+from fleet_controller.lab.rates import least_ratio, mean_bps, rate_plan
 from fleet_controller.lab.services import Service
 
 _TUNSETIFF = 0x400454CA  # linux/if_tun.h, this and the next six
@@ -47,35 +52,41 @@ _FRAME_BYTES_MAX = _GSO_BYTES_MAX + VNET_HEADER_BYTES
 _BATCH = 64
 # The device's own queue only bridges the time until the next turn; a drop there would be an unplanned loss.
 _DEVICE_QUEUE_PACKETS = 10_000
-# A shorter sleep is a busy wait at real-time priority, and the kernel halts such a process for 50 ms in each second.
-_GRAIN_NS = 100_000
-# What is due this soon is delivered now: half a grain, and about what waking up and writing cost anyway.
-_EARLY_NS = _GRAIN_NS // 2
-_REALTIME_PRIORITY = 20
-_PR_SET_TIMERSLACK = 29  # linux/prctl.h
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LIBC = ctypes.CDLL(None, use_errno=True)
 READY = "the line is up"
-DIRECTIONS = ("upload", "download")  # in the order of the counters
+_COUNTED = ("upload", "download")  # in the order in which the process prints them
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """Where one side of the line is: the device that appears in a namespace, and its address with prefix length."""
+    """Where one side of the line is: the device that appears in a namespace, its addresses with prefix length.
+
+    The IPv6 address, where there is one, makes the namespace use IPv6 on this device.
+    """
 
     namespace: str
     device: str
-    address: str
+    address: str | None
+    address_v6: str | None = None
 
 
 @dataclass(slots=True)
 class Way:
-    """One direction of the line between its two devices."""
+    """One direction of the line between its two devices. `back` is the other one: ICMP errors return over it."""
 
     line: Line
+    back: Line
+    profile: LinkProfile
     source: int
     sink: int
     write_errors: int = 0
+    _refused_versions: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        """Know what vanishes."""
+        families = ((4, self.profile.ipv4), (6, self.profile.ipv6))
+        self._refused_versions = frozenset(version for version, state in families if state != "works")
 
     def take(self, now_ns: int) -> None:
         """Read what the source device has, at most one batch."""
@@ -84,7 +95,22 @@ class Way:
                 frame = os.read(self.source, _FRAME_BYTES_MAX)
             except BlockingIOError:
                 return
-            self.line.offer(frame, now_ns)
+            if self._admits(frame, now_ns):
+                self.line.offer(frame, now_ns)
+
+    def _admits(self, frame: bytes, now_ns: int) -> bool:
+        """Whether the line carries such a packet at all. Fragments are not made: too long is too long."""
+        profile = self.profile
+        if self._refused_versions and ip_version(frame) in self._refused_versions:
+            self.line.refuse(frame)
+            return False
+        if profile.path_mtu_bytes < ETHERNET_MTU_BYTES and largest_packet_bytes(frame) > profile.path_mtu_bytes:
+            self.line.refuse(frame)
+            reply = too_big(frame, profile.path_mtu_bytes) if profile.too_big == "icmp" else None
+            if reply is not None:
+                self.back.offer(reply, now_ns)
+            return False
+        return True
 
     def give(self, until_ns: int) -> None:
         """Write what is due to the sink device. A device that is down loses it, as an unplugged modem would."""
@@ -99,12 +125,13 @@ def carry(ways: Sequence[Way]) -> None:
     """Carry packets for ever."""
     by_source = {way.source: way for way in ways}
     sources = list(by_source)
+    patience = Patience(time.monotonic_ns())
     while True:
         now_ns = time.monotonic_ns()
         for way in ways:
-            way.give(now_ns + _EARLY_NS)
+            way.give(now_ns + patience.early_ns())
         dues = [due for way in ways if (due := way.line.next_due_ns()) is not None]
-        wait_s = max(min(dues) - _EARLY_NS - time.monotonic_ns(), _GRAIN_NS) / 1e9 if dues else None
+        wait_s = patience.wait_ns(min(dues), time.monotonic_ns()) / 1e9 if dues else None
         readable, _, _ = select.select(sources, (), (), wait_s)
         now_ns = time.monotonic_ns()
         for source in readable:
@@ -127,22 +154,21 @@ def open_device(end: End, *, offload: bool) -> int:
 
 
 def configure(end: End, rate_bps: int) -> None:
-    """Give the device its address and bring it up. Its super-packets are at most 1 ms long at `rate_bps`."""
+    """Give the device its addresses and bring it up. Its super-packets are at most 1 ms long at `rate_bps`."""
     gso_bytes = min(max(int(rate_bps * _SUPER_PACKET_S_MAX / 8), 2 * 1500), _GSO_BYTES_MAX)
-    run_ip("-n", end.namespace, "address", "add", end.address, "dev", end.device)
     device = ("-n", end.namespace, "link", "set", "dev", end.device)
-    run_ip(*device, "txqueuelen", str(_DEVICE_QUEUE_PACKETS), "gso_max_size", str(gso_bytes), "up")
+    run_ip(*device, "txqueuelen", str(_DEVICE_QUEUE_PACKETS), "gso_max_size", str(gso_bytes))
+    assign_addresses(end)
+    run_ip(*device, "up")
 
 
-def be_punctual() -> bool:
-    """Ask for real-time priority, so that other work on the host does not make packets late. Tells if it got it."""
-    gc.disable()  # nothing here makes cycles, and a collection is a pause
-    _LIBC.prctl(_PR_SET_TIMERSLACK, 1)
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_REALTIME_PRIORITY))
-    except PermissionError:
-        return False
-    return True
+def assign_addresses(end: End) -> None:
+    """Give a device its addresses."""
+    if end.address is not None:
+        run_ip("-n", end.namespace, "address", "add", end.address, "dev", end.device)
+    if end.address_v6 is not None:
+        use_ipv6(end.namespace, end.device)
+        run_ip("-n", end.namespace, "address", "add", end.address_v6, "dev", end.device, "nodad")
 
 
 class EmulatedLink(Service):
@@ -150,7 +176,10 @@ class EmulatedLink(Service):
 
     def __init__(self, directory: Path, profile: LinkProfile, near: End, far: End, *, seed: int = 1) -> None:
         self.profile, self.near, self.far = profile, near, far
-        settings = {"profile": asdict(profile), "near": asdict(near), "far": asdict(far), "seed": seed}
+        self.start_ns = 0
+        self._seed = seed
+        settings = {"near": asdict(near), "far": asdict(far), "seed": seed}
+        settings["profile"] = msgspec.to_builtins(profile)
         command = [
             sys.executable,
             "-m",
@@ -172,10 +201,26 @@ class EmulatedLink(Service):
     def counters(self) -> dict[str, LineCounters]:
         """What became of the packets of the last run, by direction. Only after `stop`."""
         lines = self.log_file.read_text(encoding="utf-8").splitlines()
-        return {name: LineCounters(**json.loads(line)) for name, line in zip(DIRECTIONS, lines[-2:], strict=True)}
+        return {name: LineCounters(**json.loads(line)) for name, line in zip(_COUNTED, lines[-2:], strict=True)}
+
+    def mean_rate_bps(self, direction: Direction, from_ns: int, to_ns: int) -> float:
+        """The time-average of the IP-layer rate that it enforced between two moments of CLOCK_MONOTONIC.
+
+        Raises:
+            ValueError: the interval is empty or begins before the line was up.
+        """
+        plan = rate_plan(self.profile, direction, seed_of(direction, self._seed))
+        if plan is None:
+            return float(self.profile.rate_bps(direction))
+        return mean_bps(plan, from_ns - self.start_ns, to_ns - self.start_ns)
 
     def _is_ready(self) -> bool:
-        return READY.encode() in self.log_file.read_bytes()[self._log_start_bytes :]
+        said = self.log_file.read_bytes()[self._log_start_bytes :]
+        if READY.encode() not in said:
+            return False
+        ready = json.loads(next(line for line in said.splitlines() if READY.encode() in line))
+        self.start_ns = int(ready["start_ns"])
+        return True
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -186,11 +231,11 @@ def main(arguments: Sequence[str]) -> int:
         return 1  # the parent died before the kernel knew that we go with it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started us, and it ends us
-    ways = _set_up(
-        LinkProfile(**settings["profile"]), End(**settings["near"]), End(**settings["far"]), settings["seed"]
-    )
-    realtime = be_punctual()
-    print(json.dumps({"event": READY, "realtime": realtime}), flush=True)  # noqa: T201 - the parent waits for it
+    start_ns = time.monotonic_ns()
+    profile = msgspec.convert(settings["profile"], LinkProfile)
+    ways = _set_up(profile, End(**settings["near"]), End(**settings["far"]), settings["seed"], start_ns)
+    ready = {"event": READY, "realtime": be_punctual(), "start_ns": start_ns}
+    print(json.dumps(ready), flush=True)  # noqa: T201 - the parent waits for it
     with contextlib.suppress(SystemExit):
         carry(ways)
     for way in ways:
@@ -198,13 +243,22 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _set_up(profile: LinkProfile, near: End, far: End, seed: int) -> tuple[Way, Way]:
-    offload = min(profile.download_bps, profile.upload_bps) >= _OFFLOAD_BPS_MIN
-    near_device, far_device = open_device(near, offload=offload), open_device(far, offload=offload)
-    configure(near, profile.upload_bps)
-    configure(far, profile.download_bps)
-    upload, download = line_pair(profile, seed)
-    return Way(upload, near_device, far_device), Way(download, far_device, near_device)
+def _set_up(profile: LinkProfile, near: End, far: End, seed: int, start_ns: int) -> tuple[Way, Way]:
+    up_bps, down_bps = _least_bps(profile, "upload"), _least_bps(profile, "download")
+    near_device = open_device(near, offload=up_bps >= _OFFLOAD_BPS_MIN)
+    far_device = open_device(far, offload=down_bps >= _OFFLOAD_BPS_MIN)
+    configure(near, up_bps)
+    configure(far, down_bps)
+    upload, download = line_pair(profile, seed, start_ns)
+    return (
+        Way(upload, download, profile, near_device, far_device),
+        Way(download, upload, profile, far_device, near_device),
+    )
+
+
+def _least_bps(profile: LinkProfile, direction: Direction) -> int:
+    """The lowest rate that a direction may come to."""
+    return round(profile.rate_bps(direction) * least_ratio(profile))
 
 
 if __name__ == "__main__":

@@ -86,6 +86,30 @@ def _write_sysctls() -> None:
             Path("/proc/sys", key).write_text(value, encoding="ascii")
 
 
+def use_ipv6(name: str, device: str) -> None:
+    """Switch IPv6 on for one device of a namespace: with the addresses that it is given and no others.
+
+    Nothing is solicited or advertised, so that the line carries what is measured and nothing else.
+
+    Raises:
+        OSError: there is no such namespace or device, or the kernel has no IPv6.
+    """
+    settings = {"addr_gen_mode": "1", "accept_ra": "0", "router_solicitations": "0", "disable_ipv6": "0"}
+    with entered(name):
+        for key, value in settings.items():
+            Path("/proc/sys/net/ipv6/conf", device, key).write_text(value, encoding="ascii")
+
+
+def write_setting(name: str, key: str, value: str) -> None:
+    """Set a sysctl below `net` in a namespace, such as `ipv4/tcp_congestion_control`.
+
+    Raises:
+        OSError: there is no such namespace or setting, or it does not take the value.
+    """
+    with entered(name):
+        Path("/proc/sys/net", key).write_text(value, encoding="ascii")
+
+
 def delete(name: str) -> None:
     """Remove a namespace; one that is gone already is no error.
 
@@ -173,6 +197,17 @@ def available() -> str | None:
     return None
 
 
+def remove_own() -> None:
+    """Remove every namespace and temporary folder that this process made: for one that ends in the middle of things."""
+    prefix = owner_prefix()
+    for path in _paths(_NETNS_DIRECTORY):
+        if path.name.startswith(prefix):
+            delete(path.name)
+    for path in _paths(Path(tempfile.gettempdir())):
+        if path.name.startswith(prefix) and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def sweep() -> list[str]:
     """Remove namespaces and temporary folders of processes that are gone; gives their names."""
     removed = []
@@ -186,12 +221,15 @@ def sweep() -> list[str]:
     return removed
 
 
-def _leftovers(directory: Path) -> list[Path]:
+def _paths(directory: Path) -> list[Path]:
     try:
-        paths = list(directory.iterdir())
+        return list(directory.iterdir())
     except OSError:
         return []
-    return [path for path in paths if _is_orphan(path.name)]
+
+
+def _leftovers(directory: Path) -> list[Path]:
+    return [path for path in _paths(directory) if _is_orphan(path.name)]
 
 
 def _is_orphan(name: str) -> bool:

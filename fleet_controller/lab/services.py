@@ -221,11 +221,18 @@ bind-address = "{host}:{rpc}"
 class Dnsmasq(Service):
     """A resolver that knows only the names given to it and forwards nothing.
 
-    `names` maps a name to its address; every other name does not exist.
+    `names` maps a name to its address, or to one of each IP version with a comma between them. Other names within
+    `domains` do not exist; names outside are refused.
     """
 
     def __init__(
-        self, directory: Path, *, names: dict[str, str], hosts: Sequence[str] = ("127.0.0.1",), port: int | None = None
+        self,
+        directory: Path,
+        *,
+        names: dict[str, str],
+        hosts: Sequence[str] = ("127.0.0.1",),
+        port: int | None = None,
+        domains: Sequence[str] = (),
     ) -> None:
         self.host, self.port = hosts[0], port or free_dns_port(hosts[0])
         command = [
@@ -242,7 +249,7 @@ class Dnsmasq(Service):
             f"--port={self.port}",
             *(f"--listen-address={host}" for host in hosts),
             *(f"--host-record={name},{address}" for name, address in names.items()),
-            *(f"--local=/{name}/" for name in names),
+            *(f"--local=/{name}/" for name in (*names, *domains)),
         ]
         super().__init__(directory, command, lambda: answers(self.host, self.port))
 

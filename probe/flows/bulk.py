@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from probe.errors import MeasurementFailedError, NotRunError
-from probe.flows.estimate import SAMPLE_PERIOD_S, Advice, CapacityEstimator, Estimate, StopReason
+from probe.flows.allowance import Allowance
+from probe.flows.bulk_result import Transfer as Transfer  # noqa: PLC0414 - others know it by this module
+from probe.flows.bulk_result import delay_min_s, tcp_facts
+from probe.flows.dialects import StreamMaker
+from probe.flows.estimate import SAMPLE_PERIOD_S, Advice, CapacityEstimator, StopReason
 from probe.flows.stream import RECEIVE_BYTES_MAX, Order, Stream, StreamState
-from probe.flows.stream_download import DownloadStream
-from probe.flows.stream_upload import UploadStream
+from probe.flows.tcp_info import TcpInfo
 from probe.messages import FailureKind, NotRunReason, Operation
 
 STREAMS_PER_STAGE: Final = 4
 CURVE_STEP_S: Final = 0.1
-# Random, so that nothing on the way can compress it, and too long for a cache line's worth of luck.
-_SOURCE_BYTES: Final = 8 << 20
-_SOURCE_PART_BYTES: Final = 1 << 20
+# New streams begin one after the other: their slow starts would overshoot, and their losses come, all at once.
+_STAGGER_S: Final = 0.01
+_LONG_RTT_S: Final = 0.12
+# The longer the path, the more streams it takes to fill it within the time of a test: at most so many up to this round
+# trip. The last row is for all beyond.
+_STREAMS_OF_ROUND_TRIP: Final = ((0.04, 4), (_LONG_RTT_S, 8), (float("inf"), 16))
+# With a limit there are no bytes to try out more streams with.
+_LIMITED_STREAMS_MIN: Final = 8
+# A peer must never run out of requests while its window grows, which doubles it each round trip at most.
+_GROWTH_IN_RAMP: Final = 2.0
+_LIMITED_STREAM_BYTES_MIN: Final = 96 * 1024
+# A stream that was cut after it had moved bytes is replaced, so that the rest of the transfer is like its beginning.
+_REPLACED_MAX: Final = 8
+# Between two looks at the sockets what comes and goes is left to the kernel: a wake-up for each packet would cost
+# ten times the CPU. It lengthens the round trip of the receive window by as much, so it stays short while that grows.
+_PAUSE_IN_RAMP_S: Final = 0.001
+_PAUSE_S: Final = {"download": 0.004, "upload": 0.01}
+_PAUSE_SHARE: Final = 3  # of the time for which a socket has enough to send
+# When a limit is about to be reached, its moment matters.
+_LAST_PERIOD_S: Final = 0.005
 _TUNE_PERIOD_S: Final = 0.2
 _RTT_UNKNOWN_S: Final = 0.05  # between a fixed line's 5 ms and a mobile one's 100 ms, until the kernel has a sample
 _BITS: Final = 8
@@ -32,31 +51,19 @@ STOOD_STILL_S: Final = 1.0
 _STREAMS_OPENED_MAX: Final = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Transfer:
-    """What one bulk transfer showed.
+def _ignore(round_trips_s: Sequence[float]) -> None:
+    """Nobody wants to know."""
 
-    `transfer_s` runs from the first request to the last count; the curve's times are since `began_s`, the monotonic
-    second at which that request was sent. `cpu_ratio` is the share of one core that the transfer's thread used.
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Who needs the load rather than the figure: says when it is enough, and hears of it 20 times a second.
+
+    `on_round_trips` is called in the transfer's thread with the kernel's estimate, in seconds, of each stream.
     """
 
-    estimate: Estimate
-    stopped_by: StopReason
-    streams: int
-    streams_failed: int
-    transferred_bytes: int
-    transfer_s: float
-    began_s: float
-    cpu_ratio: float
-    delay_min_s: float | None
-    retransmitted_bytes: int | None
-    congestion_control: str | None
-    curve: tuple[tuple[float, float], ...]
-
-    @property
-    def whole_transfer_bps(self) -> float:
-        """All bytes over all the time, ramp included."""
-        return self.transferred_bytes * _BITS / self.transfer_s
+    enough: threading.Event = field(default_factory=threading.Event)
+    on_round_trips: Callable[[Sequence[float]], None] = _ignore
 
 
 class StoppedError(Exception):
@@ -72,27 +79,37 @@ class Run:
         open_socket: Callable[[], socket.socket],
         on_bytes: Callable[[int], None],
         stop: threading.Event,
+        watch: Watch | None = None,
     ) -> None:
         self._order, self._open_socket, self._on_bytes, self._stop = order, open_socket, on_bytes, stop
+        self._watch = watch or Watch()
         self._estimator = CapacityEstimator()
         self._epoll = select.epoll()
         self._streams: dict[int, Stream] = {}
         self._ended: list[Stream] = []
+        self._ended_bytes = 0
         self._buffer = memoryview(bytearray(RECEIVE_BYTES_MAX))
-        self._source: int | None = None
+        self._maker = StreamMaker(order)
+        limit_bytes = order.max_bytes if order.file_bytes is None else order.file_bytes
+        self._allowance = Allowance(limit_bytes, is_hard=order.file_bytes is None)
         self._first_problem: MeasurementFailedError | None = None
         self._streams_opened = self._streams_wanted = self._streams_failed = self._total_bytes = 0
+        self._streams_replaced = 0
+        self._is_planned = self._is_spent = False
+        self._next_open_s = 0.0
         self._began_s: float | None = None
         self._moved_s: float | None = None
         self._judged_s = 0.0
         self._next_tune_s = 0.0
+        self._pause_s = _PAUSE_IN_RAMP_S
 
     def run(self) -> Transfer:
         """Transfer until enough is known."""
         began_cpu_s = time.thread_time()
         self._judged_s = time.monotonic()
         try:
-            self._grow()
+            self._streams_wanted = 1  # it tells the round trip, by which the number of the others is chosen
+            self._open()
             reason = None
             while reason is None:
                 reason = self._turn()
@@ -102,13 +119,28 @@ class Run:
 
     def _turn(self) -> StopReason | None:
         """Serve the streams until the next sample is due, then judge."""
-        due_s = time.monotonic() + SAMPLE_PERIOD_S
-        while (rest_s := due_s - time.monotonic()) > 0:
+        began_s = time.monotonic()
+        while (rest_s := began_s + self._period_s - time.monotonic()) > 0 and not self._is_over:
             if self._stop.is_set():
                 raise StoppedError
-            for number, events in self._epoll.poll(rest_s):
+            for number, events in self._epoll.poll(min(rest_s, self._open_due())):
                 self._serve(self._streams[number], events)
+            self._pause()
         return self._judge(time.monotonic())
+
+    @property
+    def _period_s(self) -> float:
+        return _LAST_PERIOD_S if self._allowance.is_empty else SAMPLE_PERIOD_S
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether the limit is used up: a cap when the first stream has nothing more to do, a file when the last."""
+        return self._is_spent and (self._order.file_bytes is None or not self._streams)
+
+    def _pause(self) -> None:
+        """Let some more come, so that one look at a socket takes it all."""
+        if self._moved_s is not None:
+            time.sleep(self._pause_s)
 
     def _serve(self, stream: Stream, events: int) -> None:
         wanted = stream.wanted
@@ -117,12 +149,30 @@ class Run:
         except MeasurementFailedError as error:
             self._drop(stream, error)
             return
-        if stream.state is not StreamState.CONNECTING and self._began_s is None:
+        if stream.has_asked and self._began_s is None:
             self._began_s = time.monotonic()
         if stream.state is StreamState.ENDED:
             self._drop(stream, None)
         elif stream.wanted != wanted:
             self._epoll.modify(stream.sock.fileno(), stream.wanted)
+        if not self._is_planned:
+            self._plan(stream)
+
+    def _plan(self, scout: Stream) -> None:
+        """Choose the number of streams, once the first one has shown the round trip.
+
+        With a limit, wait until it has shown too whether the peer serves parts.
+        """
+        limited = self._allowance.is_limited
+        if not (scout.state is StreamState.MOVING if limited else scout.has_asked):
+            return
+        streams = next(streams for rtt_s, streams in _STREAMS_OF_ROUND_TRIP if self._rtt_s() <= rtt_s)
+        if limited:
+            limit_bytes = self._order.max_bytes or self._order.file_bytes or 0
+            streams = min(max(streams, _LIMITED_STREAMS_MIN), max(1, limit_bytes // _LIMITED_STREAM_BYTES_MIN))
+        self._is_planned = True
+        self._streams_wanted = min(streams, self._order.streams_max)
+        self._allowance.share_among(self._streams_wanted)
 
     def _judge(self, now_s: float) -> StopReason | None:
         """Take a sample, see to the streams, and say whether to stop.
@@ -141,21 +191,27 @@ class Run:
         self._check_streams(now_s)
         if self._began_s is None:
             return None
+        if self._is_over and self._order.file_bytes is None and self._estimator.last_s > 0:
+            return StopReason.MAX_BYTES  # without this sample: some of it was no longer under full load
         self._estimator.add(now_s - self._began_s, total_bytes)
+        self._watch.on_round_trips([rtt for stream in self._streams.values() if (rtt := stream.round_trip_s)])
         reason = self._limit_reached(now_s - self._began_s)
         if reason is not None:
             return reason
-        can_grow = self._streams_wanted < self._order.streams_max
+        can_grow = self._streams_wanted < self._order.streams_max and not self._allowance.is_limited
         advice, reason = self._estimator.advise(self._rtt_s(), can_grow=can_grow)
         if advice is Advice.GROW:
             self._grow()
         self._tune(now_s)
-        return reason
+        return None if self._order.until_told or self._order.file_bytes is not None else reason
 
     def _count(self) -> int:
-        return sum(stream.refresh() for stream in self._streams.values()) + sum(
-            stream.counted_bytes for stream in self._ended
-        )
+        moving_bytes = sum(stream.refresh() for stream in self._streams.values())
+        # A head that waits to be read is counted until then; no payload can exceed the limit.
+        total_bytes = self._allowance.at_most(moving_bytes + self._ended_bytes)
+        for stream in [stream for stream in self._streams.values() if stream.is_spent]:
+            self._drop(stream, None)
+        return total_bytes
 
     def _check_streams(self, now_s: float) -> None:
         """Give up on the dead, replace the finished.
@@ -168,13 +224,18 @@ class Run:
                 stream.check_time(now_s)
             except MeasurementFailedError as error:
                 self._drop(stream, error)
-        while len(self._streams) + self._streams_failed < self._streams_wanted:
-            self._open()
-        if not self._streams:
+        if not self._is_planned and self._streams_failed and self._began_s is not None:
+            self._is_planned, self._streams_wanted = True, min(STREAMS_PER_STAGE, self._order.streams_max)
+        if not self._streams and not self._streams_missing and not self._is_complete:
             raise self._first_problem or MeasurementFailedError(
                 Operation.TRANSFER, FailureKind.CLOSED, "the peer ended every stream"
             )
         self._check_stall(now_s)
+
+    @property
+    def _is_complete(self) -> bool:
+        """Whether the limit was reached, rather than every stream lost on the way to it."""
+        return self._is_spent and (self._order.file_bytes is None or self._total_bytes >= self._order.file_bytes)
 
     def _check_stall(self, now_s: float) -> None:
         if self._moved_s is None:
@@ -185,15 +246,15 @@ class Run:
             raise MeasurementFailedError(Operation.TRANSFER, FailureKind.STALLED, detail)
 
     def _limit_reached(self, passed_s: float) -> StopReason | None:
-        """The order's own limits. What is under way when we stop still arrives, so it counts already."""
+        """The order's own limits."""
+        if self._watch.enough.is_set():
+            return StopReason.TOLD
+        if self._is_over:
+            return StopReason.MAX_BYTES if self._order.file_bytes is None else StopReason.WHOLE_FILE
         if passed_s >= self._order.max_duration_s:
             if self._total_bytes == 0:
                 raise self._nothing_came(passed_s)
             return StopReason.MAX_DURATION
-        if self._order.max_bytes is not None:
-            under_way_bytes = self._estimator.rate_bps() / _BITS * (self._rtt_s() + SAMPLE_PERIOD_S)
-            if self._total_bytes + under_way_bytes >= self._order.max_bytes:
-                return StopReason.MAX_BYTES
         return None
 
     def _nothing_came(self, passed_s: float) -> MeasurementFailedError:
@@ -204,8 +265,24 @@ class Run:
 
     def _grow(self) -> None:
         self._streams_wanted = min(self._streams_wanted + STREAMS_PER_STAGE, self._order.streams_max)
-        while len(self._streams) + self._streams_failed < self._streams_wanted:
+
+    @property
+    def _streams_missing(self) -> int:
+        """How many there should be, less those that are, and those that failed for good."""
+        if self._allowance.is_empty:
+            return 0
+        gone = self._streams_failed - self._streams_replaced
+        return max(0, self._streams_wanted - len(self._streams) - gone)
+
+    def _open_due(self) -> float:
+        """Open the next stream if one is missing and its time has come; seconds until the next one's, or a sample."""
+        if not self._streams_missing:
+            return SAMPLE_PERIOD_S
+        now_s = time.monotonic()
+        if now_s >= self._next_open_s:
+            self._next_open_s = now_s + _STAGGER_S
             self._open()
+        return _STAGGER_S
 
     def _open(self) -> None:
         """Open one stream; that it cannot be opened is a failed stream, unless the link was down from the start."""
@@ -223,7 +300,14 @@ class Run:
         except MeasurementFailedError as error:
             self._fail(error)
             return
-        self._start(self._new_stream(sock))
+        stream = self._maker.make(sock)
+        try:
+            stream.share(self._allowance)
+        except NotRunError:  # what is left does not suffice for one more
+            stream.close()
+            self._streams_wanted -= 1
+            return
+        self._start(stream)
 
     def _start(self, stream: Stream) -> None:
         self._streams[stream.sock.fileno()] = stream
@@ -233,20 +317,17 @@ class Run:
         except MeasurementFailedError as error:
             self._drop(stream, error)
 
-    def _new_stream(self, sock: socket.socket) -> Stream:
-        if self._order.direction == "download":
-            return DownloadStream(sock, self._order)
-        if self._source is None:
-            self._source = random_source(_SOURCE_BYTES)
-        return UploadStream(sock, self._order, self._source, _SOURCE_BYTES)
-
     def _drop(self, stream: Stream, problem: MeasurementFailedError | None) -> None:
         del self._streams[stream.sock.fileno()]
         stream.refresh()
         stream.close()
         self._ended.append(stream)
+        self._ended_bytes += stream.counted_bytes
+        self._is_spent = self._is_spent or stream.is_spent
         if problem is not None:
             self._fail(problem)
+            if stream.counted_bytes and self._streams_replaced < _REPLACED_MAX:
+                self._streams_replaced += 1
 
     def _fail(self, problem: MeasurementFailedError) -> None:
         self._streams_failed += 1
@@ -255,16 +336,20 @@ class Run:
     def _tune(self, now_s: float) -> None:
         if now_s >= self._next_tune_s:
             self._next_tune_s = now_s + _TUNE_PERIOD_S
+            under_way_bytes = self._estimator.rate_bps() / _BITS * self._rtt_s()
+            self._allowance.ask_ahead(under_way_bytes * (1 if self._estimator.ramp_is_over else _GROWTH_IN_RAMP))
             for stream in self._streams.values():
                 stream.tune(now_s, ramp_is_over=self._estimator.ramp_is_over)
+            longest_s = _PAUSE_S[self._order.direction] if self._estimator.ramp_is_over else _PAUSE_IN_RAMP_S
+            lasts_s = min((stream.lasts_s for stream in self._streams.values()), default=longest_s)
+            self._pause_s = min(longest_s, lasts_s / _PAUSE_SHARE)
 
     def _rtt_s(self) -> float:
-        return self._delay_min_s() or _RTT_UNKNOWN_S
+        return delay_min_s(self._infos((*self._streams.values(), *self._ended))) or _RTT_UNKNOWN_S
 
-    def _delay_min_s(self) -> float | None:
-        infos = [stream.info for stream in (*self._streams.values(), *self._ended) if stream.info is not None]
-        delays_s = [delay_s for info in infos if (delay_s := info.min_rtt_s or info.rtt_s) is not None]
-        return min(delays_s, default=None)
+    @staticmethod
+    def _infos(streams: Iterable[Stream]) -> list[TcpInfo]:
+        return [stream.info for stream in streams if stream.info is not None]
 
     def _result(self, reason: StopReason, cpu_s: float) -> Transfer:
         began_s = self._began_s or 0.0
@@ -273,37 +358,24 @@ class Run:
         return Transfer(
             estimate=self._estimator.estimate(),
             stopped_by=reason,
-            streams=len(self._streams),
+            streams=len(self._streams) + sum(stream.is_spent for stream in self._ended),
             streams_failed=self._streams_failed,
             transferred_bytes=self._total_bytes,
             transfer_s=transfer_s,
             began_s=began_s,
             cpu_ratio=cpu_s / transfer_s,
-            delay_min_s=self._delay_min_s(),
-            retransmitted_bytes=self._retransmitted_bytes(),
+            tcp=tcp_facts(
+                self._infos(everyone),
+                sends=self._order.direction == "upload",
+                alive=self._infos(self._streams.values()),
+            ),
             congestion_control=next((name for stream in everyone if (name := stream.congestion_control)), None),
+            tls=next((stream.wire.tls for stream in everyone if stream.wire.tls), None),
             curve=self._estimator.curve(CURVE_STEP_S),
         )
-
-    def _retransmitted_bytes(self) -> int | None:
-        """Known to the sender alone."""
-        if self._order.direction == "download":
-            return None
-        infos = [stream.info for stream in (*self._streams.values(), *self._ended)]
-        counts = [info.retransmitted_bytes for info in infos if info and info.retransmitted_bytes is not None]
-        return sum(counts) if counts else None
 
     def _close(self) -> None:
         for stream in self._streams.values():
             stream.close()
         self._epoll.close()
-        if self._source is not None:
-            os.close(self._source)
-
-
-def random_source(length_bytes: int) -> int:
-    """A file in memory, full of random bytes, for `sendfile`. The caller closes the descriptor."""
-    descriptor = os.memfd_create("bulk", os.MFD_CLOEXEC)
-    for _ in range(0, length_bytes, _SOURCE_PART_BYTES):
-        os.write(descriptor, os.urandom(_SOURCE_PART_BYTES))
-    return descriptor
+        self._maker.close()

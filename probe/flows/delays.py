@@ -6,9 +6,11 @@ Pure functions of who was sent and who came back. Delay statistics are of the pa
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from probe.clock import NS_PER_S
@@ -57,10 +59,27 @@ class DelaySummary:
 
 @dataclass(frozen=True, slots=True)
 class LossSplit:
-    """Packets lost on each way, up to the last one that was answered."""
+    """Packets lost on each way, up to the last one that was answered; `unattributed` are those after it."""
 
     forward: int
     backward: int
+    unattributed: int
+
+
+@dataclass(frozen=True, slots=True)
+class LossPattern:
+    """How the losses of a series lie (RFC 3357), in packets of the series.
+
+    Attributes:
+        bursts: loss periods: runs of packets lost one after another (section 4.2).
+        burst_max_packets: the longest of them; 0 without a loss.
+        distance_median_packets: the median loss distance, from one lost packet to the next (section 4.1): 1 when most
+            losses come in bursts. Absent with fewer than two losses.
+    """
+
+    bursts: int
+    burst_max_packets: int
+    distance_median_packets: float | None
 
 
 def first_arrivals(arrivals: Iterable[Arrival]) -> list[Arrival]:
@@ -127,13 +146,39 @@ def _ipdv_mean_abs(delays: dict[int, float]) -> float | None:
     return statistics.fmean(steps) if steps else None
 
 
-def split_loss(arrivals: Sequence[Arrival], first_sequence: int) -> LossSplit | None:
+def loss_pattern(sent: Sequence[int], not_lost: Collection[int]) -> LossPattern:
+    """Loss periods and loss distance (RFC 3357 section 4).
+
+    Args:
+        sent: the numbers of the packets that were sent, in order. One that never left is no part of the stream: its
+            neighbours in `sent` are neighbours.
+        not_lost: those that were answered.
+    """
+    lost_at = [place for place, number in enumerate(sent) if number not in not_lost]
+    distances = [later - earlier for earlier, later in itertools.pairwise(lost_at)]
+    bursts, length, longest = 0, 0, 0
+    for distance in (0, *distances) if lost_at else ():
+        bursts, length = (bursts, length + 1) if distance == 1 else (bursts + 1, 1)
+        longest = max(longest, length)
+    return LossPattern(
+        bursts=bursts,
+        burst_max_packets=longest,
+        distance_median_packets=float(statistics.median(distances)) if distances else None,
+    )
+
+
+def split_loss(sent: Sequence[int], arrivals: Sequence[Arrival]) -> LossSplit | None:
     """Tell packets lost on the way there from replies lost on the way back (RFC 8762 section 4.2, stateful mode).
 
     The reflector numbers its replies from 0 in the order in which packets reached it. What it did not number up to
-    the last answered packet was lost on the way there; what it numbered and we miss, on the way back. Packets after
-    the last answered one are in neither count, as nobody knows. `first_sequence` must not be 0: a stateless
-    reflector repeats our numbers, and only a different origin tells it from a stateful one.
+    the last answered packet was lost on the way there; what it numbered and we miss, on the way back. Of the packets
+    after the last answered one nobody knows on which way they were lost. A packet that overtook others on the way there
+    and is the last one answered hides those from the reflector's count: they are taken for lost there then.
+
+    Args:
+        sent: the numbers of the packets that were sent, in rising order. They must not begin at 0: a stateless
+            reflector repeats our numbers, and only a different origin tells it from a stateful one.
+        arrivals: what came back.
 
     Returns:
         The split, or absent when nothing came back, or the reflector keeps no count, or a count that cannot be.
@@ -145,6 +190,8 @@ def split_loss(arrivals: Sequence[Arrival], first_sequence: int) -> LossSplit | 
     # One packet answered under two numbers reached the reflector twice.
     doubled_forward = len(set(numbers)) - len(answered)
     reached = max(theirs for _, theirs in numbers) + 1 - doubled_forward
-    sent = max(answered) - first_sequence + 1
-    split = LossSplit(forward=sent - reached, backward=reached - len(answered))
-    return split if split.forward >= 0 and split.backward >= 0 else None
+    sent_until = bisect.bisect_right(sent, max(answered))
+    forward, backward = sent_until - reached, reached - len(answered)
+    if forward < 0 or backward < 0:
+        return None
+    return LossSplit(forward=forward, backward=backward, unattributed=len(sent) - sent_until)

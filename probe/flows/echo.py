@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import random
 import socket
-import struct
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from probe.clock import NS_PER_S
-from probe.errors import MeasurementFailedError
 from probe.flows.delays import Arrival
-from probe.flows.faults import failed, kind_of
-from probe.flows.moments import Moment, ask_for_stamps, delay_ns, gives_stamps, now, stamp_of
-from probe.messages import FailureKind, Operation
+from probe.flows.error_queue import ask_for_errors, read_error
+from probe.flows.moments import (
+    Moment,
+    Stamped,
+    ask_for_departures,
+    ask_for_stamps,
+    delay_ns,
+    departure_of,
+    gives_departures,
+    gives_stamps,
+    now,
+    stamp_of,
+)
+from probe.flows.series import ByteCount, Pacer, Plan, Series, within
 
-# Not 0, so that a reflector which counts on its own can be told from one that repeats our numbers
-# (`delays.split_loss`). To the reflector it looks as if packet 0 had been lost on the way.
-FIRST_SEQUENCE: Final = 1
+__all__ = ["ANCILLARY_BYTES", "DATAGRAM_BYTES_MAX", "ByteCount", "Echo", "EchoProtocol", "Plan", "Reply", "prepare"]
 
-# Each gap is drawn from interval * (1 +- this), so that the series cannot lock to something periodic (RFC 3432).
-SPREAD_RATIO: Final = 0.1
-
-_IP_RECVERR: Final = 11  # linux/in.h
-_IPV6_RECVERR: Final = 25  # linux/in6.h
-_EXTENDED_ERROR = struct.Struct("=I")  # linux/errqueue.h: ee_errno comes first in struct sock_extended_err
 ANCILLARY_BYTES: Final = 256
 # Longer than any Ethernet frame, jumbo frames included.
 DATAGRAM_BYTES_MAX: Final = 9216
@@ -36,13 +35,6 @@ DATAGRAM_BYTES_MAX: Final = 9216
 _ERRORS_PER_WAKE: Final = 64
 # Replies read before a packet is sent: duplicates of a broken path must not hold up the next packet.
 _REPLIES_PER_WAKE: Final = 64
-
-
-class ByteCount(Protocol):
-    """Where the cost of the series is kept."""
-
-    sent_bytes: int
-    received_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,43 +62,11 @@ class EchoProtocol(Protocol):
         """Which of our packets a network error quotes; absent when it cannot be told."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How many packets to send, how far apart, and how long to wait for each (Tmax of RFC 6673)."""
-
-    packets: int
-    interval_s: float
-    time_out_s: float
-
-    def duration_s_max(self) -> float:
-        """The longest that the series can take."""
-        return self.packets * self.interval_s * (1 + SPREAD_RATIO) + self.time_out_s
-
-
-@dataclass(slots=True)
-class Series:
-    """What became of the packets. `sent` counts those that the kernel took.
-
-    `send_error` is the last refusal of the kernel to send, `network_error` the last error that the network sent back.
-    """
-
-    sent: int = 0
-    arrivals: list[Arrival] = field(default_factory=list)
-    send_error: OSError | None = None
-    network_error: OSError | None = None
-
-    def lost_link(self) -> bool:
-        """Whether the kernel said that the interface is gone."""
-        return self.send_error is not None and kind_of(self.send_error) == FailureKind.LINK_LOST
-
-
 def prepare(sock: socket.socket) -> None:
-    """Ask for receive stamps and for every error that the network reports, not the fatal ones alone."""
+    """Ask for the kernel's stamps and for every error that the network reports, not the fatal ones alone."""
     ask_for_stamps(sock)
-    if sock.family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
-    else:
-        sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+    ask_for_errors(sock)
+    ask_for_departures(sock)
 
 
 class Echo:
@@ -126,68 +86,61 @@ class Echo:
         self._usage = usage
         self._read_clocks = read_clocks
         self._is_stamped = gives_stamps(sock)
+        # Without stamps of what arrives those of what leaves would only wake us up.
+        self._has_departures = self._is_stamped and gives_departures(sock)
         self._series = Series()
         self._sent: dict[int, Moment] = {}
+        self._departed_ns: dict[int, int] = {}
+        # Where in `sent_sequences` the kernel's own numbering of what leaves begins.
+        self._numbered_from = 0
         self._waiting: dict[int, Moment] = {}
+        self._emptied_ns = 0
         self._progress = asyncio.Event()
-        self._all_sent = asyncio.Event()
-        self._timer: asyncio.TimerHandle | None = None
-        self._due_s = 0.0
 
     async def run(self) -> Series:
         """Send the packets and wait until each is answered or its time is over."""
         loop = asyncio.get_running_loop()
         descriptor = self._sock.fileno()
-        self._due_s = loop.time()
         if not self._is_stamped:
             loop.add_reader(descriptor, self._on_readable)
         try:
-            self._step(loop, FIRST_SEQUENCE)
-            await _within(self._all_sent, self._plan.duration_s_max())
+            await Pacer(self._plan, self._send).run()
             loop.add_reader(descriptor, self._on_readable)
             while self._waiting and (remaining_s := self._remaining_s(loop)) > 0:
                 self._progress.clear()
-                await _within(self._progress, remaining_s)
+                await within(self._progress, remaining_s)
         finally:
             loop.remove_reader(descriptor)
-            if self._timer is not None:
-                self._timer.cancel()
         return self._series
-
-    def _step(self, loop: asyncio.AbstractEventLoop, sequence: int) -> None:
-        """Send one packet and arrange for the next: a chain of timers costs less than a task that sleeps.
-
-        What the kernel stamps may wait in the socket until we are awake anyway: waking up for each reply would be
-        half of what a series costs a small computer.
-        """
-        if self._is_stamped:
-            self._read_what_came()
-        self._send(sequence)
-        if self._series.lost_link():
-            # Nothing can come back over an interface that is gone, and nothing more can be said of the line.
-            self._waiting.clear()
-        if self._series.lost_link() or sequence >= FIRST_SEQUENCE + self._plan.packets - 1:
-            self._all_sent.set()
-            return
-        gap_s = self._plan.interval_s * random.uniform(1 - SPREAD_RATIO, 1 + SPREAD_RATIO)  # noqa: S311 - spacing
-        # Never earlier than now: a program held up for a second must not send a burst after it.
-        self._due_s = max(self._due_s + gap_s, loop.time())
-        self._timer = loop.call_at(self._due_s, self._step, loop, sequence + 1)
 
     def _remaining_s(self, loop: asyncio.AbstractEventLoop) -> float:
         """The time that is left for the last packet which is not answered yet."""
         last = next(reversed(self._waiting.values()))
         return last.monotonic_ns / NS_PER_S + self._plan.time_out_s - loop.time()
 
-    def _send(self, sequence: int) -> None:
+    def _send(self, sequence: int) -> bool:
+        """Send one packet; says whether there is any use in sending the next.
+
+        What the kernel stamps may wait in the socket until we are awake anyway: waking up for each reply would be
+        half of what a series costs a small computer.
+        """
+        if self._is_stamped:
+            self._on_readable()
         error = self._try_send(sequence)
         if error is not None:
             # The kernel tells of an error that an earlier packet met at the next call, whatever that is, instead of
             # doing it. Once that error is read away, the answer is about this packet.
             self._read_errors()
+            self._number_departures_anew()
             error = self._try_send(sequence)
         if error is not None:
             self._series.send_error = error
+            self._number_departures_anew()
+        if self._series.lost_link():
+            # Nothing can come back over an interface that is gone, and nothing more can be said of the line.
+            self._waiting.clear()
+            return False
+        return True
 
     def _try_send(self, sequence: int) -> OSError | None:
         moment = self._read_clocks()
@@ -196,23 +149,33 @@ class Echo:
             self._sock.send(packet)
         except OSError as error:
             return error
-        self._series.sent += 1
+        self._series.sent_sequences.append(sequence)
         self._usage.sent_bytes += len(packet)
         self._sent[sequence] = self._waiting[sequence] = moment
+        if self._has_departures:
+            # It is there already unless the packet waits for the device: read it before it wakes us up.
+            self._read_error()
         return None
 
-    def _read_what_came(self) -> None:
+    def _number_departures_anew(self) -> None:
+        """Whether a packet that was refused has used up a number differs from kernel to kernel."""
+        if self._has_departures:
+            ask_for_departures(self._sock)
+            self._numbered_from = self._series.sent
+
+    def _on_readable(self) -> None:
+        """Read what is there, errors and the kernel's own news first: a waiting one wakes us until it is read."""
+        self._read_errors()
         for _ in range(_REPLIES_PER_WAKE):
-            if not self._on_readable():
+            if not self._read_reply():
                 return
 
-    def _on_readable(self) -> bool:
-        """Read one reply, or the errors when there is none; says whether there was one."""
+    def _read_reply(self) -> bool:
+        """Read one datagram; says whether there was one."""
         try:
             datagram, ancillary, _, _ = self._sock.recvmsg(DATAGRAM_BYTES_MAX, ANCILLARY_BYTES)
         except OSError:
-            # Also when there is nothing to read: a waiting error wakes us as well, and wakes us until it is read.
-            self._read_errors()
+            self._emptied_ns = time.monotonic_ns()
             return False
         self._usage.received_bytes += len(datagram)
         reply = self._protocol.reply(datagram)
@@ -221,13 +184,18 @@ class Echo:
         return True
 
     def _take(self, reply: Reply, stamp_ns: int | None, received: Moment) -> None:
-        sent = self._sent[reply.sequence]
-        delay = delay_ns(sent, stamp_ns, received, reply.residence_ns)
-        took_ns = received.monotonic_ns - sent.monotonic_ns if delay is None else delay
+        sent, departed_ns = self._sent[reply.sequence], self._departed_ns.get(reply.sequence)
+        delay = delay_ns(sent, stamp_ns, received, reply.residence_ns, departed_ns)
+        # Without a delay nothing is known but that it was not there yet when the socket was empty last: a clock step
+        # must not make a loss of a reply that waited for us.
+        away_ns = self._emptied_ns - sent.monotonic_ns if delay is None else delay + reply.residence_ns
         # What comes after Tmax is lost (RFC 6673 section 3), whoever waits for it.
-        if took_ns <= self._plan.time_out_s * NS_PER_S:
-            self._series.arrivals.append(Arrival(reply.sequence, delay, reply.reflector_sequence))
-            self._settle(reply.sequence)
+        if away_ns > self._plan.time_out_s * NS_PER_S:
+            return
+        self._series.arrivals.append(Arrival(reply.sequence, delay, reply.reflector_sequence))
+        if delay is not None:
+            self._series.note_stamped(_who_stamped(stamp_ns, departed_ns))
+        self._settle(reply.sequence)
 
     def _settle(self, sequence: int) -> None:
         self._waiting.pop(sequence, None)
@@ -235,48 +203,42 @@ class Echo:
 
     def _read_errors(self) -> None:
         for _ in range(_ERRORS_PER_WAKE):
-            try:
-                quoted, ancillary, _, _ = self._sock.recvmsg(DATAGRAM_BYTES_MAX, ANCILLARY_BYTES, socket.MSG_ERRQUEUE)
-            except OSError:
+            if not self._read_error():
                 return
-            self._series.network_error = error_of(ancillary) or self._series.network_error
-            sequence = self._protocol.quoted_sequence(quoted)
-            if sequence is not None:
-                self._settle(sequence)
+
+    def _read_error(self) -> bool:
+        """Read one message of the error queue; says whether there was one."""
+        try:
+            quoted, ancillary, _, _ = self._sock.recvmsg(DATAGRAM_BYTES_MAX, ANCILLARY_BYTES, socket.MSG_ERRQUEUE)
+        except OSError:
+            return False
+        departure = departure_of(ancillary)
+        if departure is not None:
+            self._note_departure(*departure)
+        else:
+            self._note_error(quoted, ancillary)
+        return True
+
+    def _note_departure(self, number: int, stamp_ns: int) -> None:
+        at = self._numbered_from + number
+        if at >= self._series.sent:
+            return
+        sequence = self._series.sent_sequences[at]
+        # One that seems to have left before it was sent is another packet's, or a clock was stepped.
+        if stamp_ns >= self._sent[sequence].wall_ns:
+            self._departed_ns[sequence] = stamp_ns
+
+    def _note_error(self, quoted: bytes, ancillary: Iterable[tuple[int, int, bytes]]) -> None:
+        error = read_error(quoted, ancillary)
+        if error is None:
+            return
+        self._series.network_error = error.as_error()
+        sequence = self._protocol.quoted_sequence(quoted)
+        if sequence is not None:
+            self._settle(sequence)
 
 
-async def _within(event: asyncio.Event, time_out_s: float) -> None:
-    """Wait for `event`, but no longer than that."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(time_out_s):
-            await event.wait()
-
-
-def error_of(ancillary: Iterable[tuple[int, int, bytes]]) -> OSError | None:
-    """The error in a message of the socket's error queue (ip(7), IP_RECVERR)."""
-    wanted = {(socket.IPPROTO_IP, _IP_RECVERR), (socket.IPPROTO_IPV6, _IPV6_RECVERR)}
-    for level, kind, content in ancillary:
-        if (level, kind) in wanted and len(content) >= _EXTENDED_ERROR.size:
-            number = _EXTENDED_ERROR.unpack_from(content)[0]
-            return OSError(number, f"the network reported: {os.strerror(number)}")
-    return None
-
-
-def raise_if_failed(series: Series, is_up: Callable[[], bool]) -> None:
-    """Tell a series that measured the line from one in which the network, or the link itself, said no.
-
-    Packets without any answer are no failure: they are a loss of everything, and that is a value.
-
-    Raises:
-        MeasurementFailedError: the link went away meanwhile (`link_lost`, even when some packets were answered: they
-            would be read as loss on the line); or no packet could be sent; or nothing came back but an error.
-    """
-    sent_error, network_error = series.send_error, series.network_error
-    if sent_error is not None and (series.lost_link() or not is_up()):
-        raise MeasurementFailedError(Operation.SEND, FailureKind.LINK_LOST, str(sent_error)) from sent_error
-    if sent_error is not None and not series.sent:
-        raise failed(Operation.SEND, sent_error) from sent_error
-    if len(series.arrivals) < series.sent and not is_up():
-        raise MeasurementFailedError(Operation.RECEIVE, FailureKind.LINK_LOST, "the link went down meanwhile")
-    if network_error is not None and not series.arrivals:
-        raise failed(Operation.RECEIVE, network_error) from network_error
+def _who_stamped(stamp_ns: int | None, departed_ns: int | None) -> Stamped:
+    if stamp_ns is None:
+        return Stamped.USER
+    return Stamped.KERNEL_RECEIVE if departed_ns is None else Stamped.KERNEL_BOTH

@@ -33,6 +33,10 @@ _PRECISE_RATIO: Final = 0.03
 _PRECISE_AFTER_S: Final = 1.0
 _PRECISE_AFTER_RTTS: Final = 6.0
 _STEADY_S_MAX: Final = 5.0
+# A burst is half as fast again as what follows it; a shaper's rate varies by less than that.
+_BURST_RATIO: Final = 1.5
+_CONSTANT_RATIO: Final = 0.03
+_BURST_S_MAX: Final = 2.0  # what falls later is the line's own changing
 # Fewer batches give an interval that means nothing.
 _BATCHES_MIN: Final = 4
 # With few batches the autocorrelation itself is uncertain: above this the factor grows without bound.
@@ -61,6 +65,8 @@ class StopReason(StrEnum):
     STEADY_TIME = "steady_time"  # 5 s of steady state: the line itself wanders
     MAX_DURATION = "max_duration"
     MAX_BYTES = "max_bytes"
+    WHOLE_FILE = "whole_file"
+    TOLD = "told"  # by whoever needed the load
 
 
 class _Phase(Enum):
@@ -96,6 +102,7 @@ class CapacityEstimator:
         self._stage_before_bps = 0.0
         self._steady_since_s: float | None = None
         self._batch_s = _BATCH_S
+        self._burst_left_out = False
 
     def add(self, time_s: float, total_bytes: int) -> None:
         """Take one sample; one that is not later than the last is left out."""
@@ -152,9 +159,11 @@ class CapacityEstimator:
         return self._rate_bps(max(0.0, now_s - _BATCH_S), now_s)
 
     def _advise_in_ramp(self, now_s: float, rtt_s: float, *, can_grow: bool) -> Advice:
-        if now_s < _BATCH_S:
+        # In less than a round trip slow start sends bursts at the line's rate: their peak says nothing.
+        batch_s = max(_BATCH_S, rtt_s)
+        if now_s < batch_s:
             return Advice.GO_ON
-        batch_bps = self.rate_bps()
+        batch_bps = self._rate_bps(now_s - batch_s, now_s)
         if batch_bps > self._peak_bps * _RISE_RATIO:
             self._peak_bps, self._risen_s = batch_bps, now_s
         window_s = _window_s(rtt_s)
@@ -187,6 +196,7 @@ class CapacityEstimator:
         self._phase, self._steady_since_s = _Phase.STEADY, max(0.0, since_s)
 
     def _why_stop(self, now_s: float, rtt_s: float) -> StopReason | None:
+        self._leave_out_burst(now_s, rtt_s)
         since_s = self._steady_since_s or 0.0
         steady_s = now_s - since_s
         if steady_s >= _STEADY_S_MAX:
@@ -195,6 +205,23 @@ class CapacityEstimator:
             return None
         ratio = self._confidence_ratio(since_s, now_s)
         return StopReason.CONFIDENT if ratio is not None and ratio <= _PRECISE_RATIO else None
+
+    def _leave_out_burst(self, now_s: float, rtt_s: float) -> None:
+        """Begin anew after a token bucket's burst: the rate fell by a third or more, and stands still where it fell to.
+
+        Only a shaper is as constant as that; a line that wanders keeps all of its steady part.
+        """
+        since_s, window_s = self._steady_since_s or 0.0, _window_s(rtt_s)
+        if self._burst_left_out or now_s - since_s < 3 * window_s:
+            return
+        latest_bps = self._rate_bps(now_s - window_s, now_s)
+        before_bps = self._rate_bps(now_s - 2 * window_s, now_s - window_s)
+        first_bps = self._rate_bps(since_s, since_s + window_s)
+        is_constant = abs(latest_bps - before_bps) <= _CONSTANT_RATIO * latest_bps
+        began_early = now_s - 2 * window_s - since_s <= _BURST_S_MAX
+        if began_early and is_constant and latest_bps * _BURST_RATIO <= first_bps:
+            self._burst_left_out = True
+            self._begin_steady(now_s - 2 * window_s)
 
     def _confidence_ratio(self, since_s: float, now_s: float) -> float | None:
         batches = math.floor((now_s - since_s) / self._batch_s + 1e-6)

@@ -43,8 +43,17 @@ class ResponseHead:
         return self.status < _OK.start
 
 
-def request_head(method: str, host: str, path: str, *, agent: str, content_bytes: int | None = None) -> bytes:
-    """The head of a request.
+def request_head(
+    method: str,
+    host: str,
+    path: str,
+    *,
+    agent: str,
+    content_bytes: int | None = None,
+    part_bytes: int | None = None,
+    version: str = "1.1",
+) -> bytes:
+    """The head of a request; `part_bytes` asks for the beginning of the object only (RFC 9110 section 14.2).
 
     Raises:
         ValueError: `host` or `path` could end the line that it stands in.
@@ -52,7 +61,7 @@ def request_head(method: str, host: str, path: str, *, agent: str, content_bytes
     if any(character.isspace() or not character.isprintable() for character in host + path):
         raise ValueError(f"{host!r} or {path!r} has characters that no request may have")
     lines = [
-        f"{method} {path} HTTP/1.1",
+        f"{method} {path} HTTP/{version}",
         f"Host: {host}",
         f"User-Agent: {agent}",
         # A body that was compressed on the way would measure the compression.
@@ -60,15 +69,17 @@ def request_head(method: str, host: str, path: str, *, agent: str, content_bytes
         "Accept-Encoding: identity",
         "Cache-Control: no-store",
     ]
+    if part_bytes is not None:
+        lines.append(f"Range: bytes=0-{part_bytes - 1}")
     if content_bytes is not None:
         lines += ["Content-Type: application/octet-stream", f"Content-Length: {content_bytes}"]
     return "\r\n".join([*lines, "", ""]).encode("ascii")
 
 
-def host_header(host: str, port: int) -> str:
-    """The Host header's value (RFC 9110 section 7.2)."""
+def host_header(host: str, port: int, *, tls: bool = False) -> str:
+    """The Host header's value (RFC 9110 section 7.2), without the scheme's own port."""
     name = f"[{host}]" if ":" in host else host
-    return name if port == 80 else f"{name}:{port}"  # noqa: PLR2004 - the default port of http
+    return name if port == (443 if tls else 80) else f"{name}:{port}"
 
 
 def find_head(received: bytes) -> ResponseHead | None:

@@ -8,6 +8,10 @@ Session-Reflector, 44 bytes (RFC 8762 figure 4; RFC 8972 figure 2)::
 
     sequence 4 | timestamp 8 | error estimate 2 | SSID 2 | receive timestamp 8
     | sender's sequence 4 | sender's timestamp 8 | sender's error estimate 2 | zero 2 | sender's TTL 1 | zero 3
+
+TWAMP Light (RFC 5357 appendix I) has the same fields at the same places; its shortest packets end after the TTL, at 41
+bytes (RFC 5357 erratum 5045), and both are understood here (RFC 8762 section 4.6). `stamp_authenticated` has the other
+mode.
 """
 
 from __future__ import annotations
@@ -21,8 +25,11 @@ from probe.clock import NS_PER_S
 from probe.messages import ClockReading, ClockState
 
 PACKET_BYTES: Final = 44
+TWAMP_BYTES: Final = 41
 _SENDER = struct.Struct("!IQHH28x")
+_SENDER_FIELDS = struct.Struct("!IQHH")
 _REFLECTOR = struct.Struct("!IQHHQIQH2xB3x")
+_REFLECTOR_FIELDS = struct.Struct("!IQHHQIQH2xB")
 
 # Seconds from 1900-01-01, where NTP starts, to 1970-01-01 (RFC 5905 appendix A.4).
 NTP_UNIX_OFFSET_S: Final = 2_208_988_800
@@ -54,16 +61,18 @@ class SenderPacket:
 
     @classmethod
     def decode(cls, datagram: bytes) -> SenderPacket | None:
-        """Read the first 44 bytes; absent when this is no sender's packet.
+        """Read the first 44 bytes, or the 41 or more of TWAMP Light; absent when this is no sender's packet.
 
         What must be zero must be zero here: the packet of another reflector is not, and answering that one with a
         forged source would make two reflectors talk to each other for ever.
         """
-        if len(datagram) < PACKET_BYTES or any(datagram[16:PACKET_BYTES]):
+        if len(datagram) < TWAMP_BYTES or any(datagram[16:PACKET_BYTES]):
             return None
-        packet = cls(*_SENDER.unpack_from(datagram))
-        # A multiplier of zero is not allowed (RFC 4656 section 4.1.2), so this is something else.
-        return packet if packet.error_estimate & _MULTIPLIER_MAX else None
+        return cls(*_SENDER_FIELDS.unpack_from(datagram)).checked()
+
+    def checked(self) -> SenderPacket | None:
+        """Itself, or absent when it cannot be one: a multiplier of zero is not allowed (RFC 4656 section 4.1.2)."""
+        return self if self.error_estimate & _MULTIPLIER_MAX else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +105,8 @@ class ReflectorPacket:
 
     @classmethod
     def decode(cls, datagram: bytes) -> ReflectorPacket | None:
-        """Read the first 44 bytes; absent when there are fewer."""
-        return cls(*_REFLECTOR.unpack_from(datagram)) if len(datagram) >= PACKET_BYTES else None
+        """Read the first 41 bytes; absent when there are fewer."""
+        return cls(*_REFLECTOR_FIELDS.unpack_from(datagram)) if len(datagram) >= TWAMP_BYTES else None
 
     def residence_ns(self) -> int:
         """How long the reflector kept the packet, by its own clock; below zero if that clock was set back."""

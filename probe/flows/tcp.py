@@ -13,14 +13,18 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from probe.flows.bulk import Run, Transfer
+from probe.flows.bulk import Run, Transfer, Watch
+from probe.flows.core_time import counted
 from probe.flows.stream import Order
 
 T = TypeVar("T")
 
 
 async def transfer(
-    order: Order, open_socket: Callable[[], socket.socket], on_bytes: Callable[[int], None] | None = None
+    order: Order,
+    open_socket: Callable[[], socket.socket],
+    on_bytes: Callable[[int], None] | None = None,
+    watch: Watch | None = None,
 ) -> Transfer:
     """Carry out `order` over sockets from `open_socket`; `on_bytes` hears the total of bytes 20 times a second.
 
@@ -28,7 +32,7 @@ async def transfer(
         MeasurementFailedError: (connect | request | transfer, ...) no stream is left, or none moves.
         NotRunError: from `open_socket`, when the link is down at the start.
     """
-    return await _in_thread(lambda stop: Run(order, open_socket, on_bytes or _ignore, stop).run())
+    return await _in_thread(lambda stop: Run(order, open_socket, on_bytes or _ignore, stop, watch).run())
 
 
 def _ignore(total_bytes: int) -> None:
@@ -39,7 +43,7 @@ async def _in_thread(work: Callable[[threading.Event], T]) -> T:
     """Run `work` in a thread of its own, which is gone when this returns, however it returns."""
     stop = threading.Event()
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bulk")
-    future = asyncio.get_running_loop().run_in_executor(executor, work, stop)
+    future = asyncio.get_running_loop().run_in_executor(executor, counted, work, stop)
     future.add_done_callback(_see)
     try:
         return await asyncio.shield(future)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import msgspec
@@ -19,9 +20,9 @@ from probe.clock import NS_PER_S, Clock, Instant
 from probe.errors import NotRunError
 from probe.instruction import COMMAND_SCHEDULE, suppressing
 from probe.links import Link
-from probe.measure import fitness
 from probe.measure.exclusion import HeavyLock
-from probe.measure.outcome import outcome_of
+from probe.measure.fitness import FitnessJudge
+from probe.measure.outcome import interim_of, outcome_of
 from probe.measure.targets import TargetGuard
 from probe.messages import (
     Action,
@@ -45,6 +46,13 @@ _TELL_AFTER_S = 2.0
 # Two measurements that begin in the same nanosecond would be one point in the database. A clock that was stepped back
 # further than this is believed instead of being pushed on.
 _SAME_TIME_NS = NS_PER_S
+# How long a continuous task goes on when a person asks for it, and no window follows.
+_COMMAND_WINDOW_S = 30.0
+# A window may still be deciding about its last seconds, and its row still be written, when the next one begins; and
+# after a change of the schedule's period one of the windows of before goes on.
+_WINDOWS_AT_A_TIME = 3
+
+_MemoryKey = tuple[str, LinkName | None, str, PeerName | None]
 
 
 class Outbox(Protocol):
@@ -65,7 +73,7 @@ class Invocation:
     """The actions of one schedule, or command, to run now on one link.
 
     `deadline_s` is the end of its slot on the monotonic clock: a heavy measurement that could not begin until then does
-    not begin.
+    not begin. The actions of a continuous one go on side by side until then.
     """
 
     schedule: str
@@ -74,6 +82,7 @@ class Invocation:
     deadline_s: float
     cycle_number: int | None = None
     command_id: str | None = None
+    is_continuous: bool = False
 
     @property
     def items(self) -> Sequence[tuple[Action, PeerName | None]]:
@@ -109,6 +118,7 @@ class _Plan:
     time_out_s: float
     link: Link | None
     peer: Peer | None
+    window_end_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -132,6 +142,8 @@ class Measurer:
         on_progress: told of heavy, commanded and long measurements when they start and have finished; must return at
             once.
         tasks: the registry.
+        stamp_keys: the files of the device's STAMP keys by name.
+        peer_ca_file: the authorities that vouch for peers with TLS; the system's where it is absent.
     """
 
     def __init__(
@@ -145,6 +157,8 @@ class Measurer:
         heavy: HeavyLock,
         on_progress: Callable[[Progress], None],
         tasks: Mapping[str, AnyTask] = TASKS,
+        stamp_keys: Mapping[str, str] | None = None,
+        peer_ca_file: str | None = None,
     ) -> None:
         self.instructed = Instructed()
         self._agent_id = agent_id
@@ -155,9 +169,13 @@ class Measurer:
         self._heavy = heavy
         self._on_progress = on_progress
         self._tasks = tasks
+        self._stamp_keys = stamp_keys or {}
+        self._peer_ca_file = peer_ca_file
         self._counters: dict[tuple[str, LinkName | None], _Counters] = {}
-        self._running: set[tuple[str, LinkName | None, str | None]] = set()
+        self._running: Counter[tuple[str, LinkName | None, str | None, bool]] = Counter()
+        self._memories: dict[_MemoryKey, dict[str, Any]] = {}
         self._activities: set[_Activity] = set()
+        self._fitness = FitnessJudge()
         self._last_start_ns = 0
         self._outbox_failed = False
 
@@ -179,14 +197,15 @@ class Measurer:
         """Drop the counters of schedules that are no more, so that a year of changes fills no status message."""
         kept = {*keys, *((name, link) for name, link in self._counters if name == COMMAND_SCHEDULE)}
         self._counters = {key: counters for key, counters in self._counters.items() if key in kept}
+        self._memories = {key: memory for key, memory in self._memories.items() if key[:2] in kept}
 
     async def run(self, invocation: Invocation) -> None:
         """Run every action with every peer in order. One that fails or cannot be made does not stop the next."""
-        key = (invocation.schedule, invocation.link, invocation.command_id)
+        key = (invocation.schedule, invocation.link, invocation.command_id, invocation.is_continuous)
         is_known = invocation.link is None or invocation.link in self._links
         # Of links that a command made up nothing is kept: the status has to fit into a packet.
         counters = self._counters.setdefault(key[:2], _Counters()) if is_known else _Counters()
-        if key in self._running:
+        if self._running[key] >= (_WINDOWS_AT_A_TIME if invocation.is_continuous else 1):
             counters.overlaps += 1
             await self.skip(invocation, NotRunReason.OVERLAP, "the one before still runs")
             return
@@ -196,11 +215,12 @@ class Measurer:
             await self.skip(invocation, NotRunReason.SUPPRESSED, suppression.name)
             return
         counters.invocations += 1
-        self._running.add(key)
+        self._running[key] += 1
+        run_items = self._run_side_by_side if invocation.is_continuous else self._run_items
         try:
-            counters.failures += not await self._run_items(invocation)
+            counters.failures += not await run_items(invocation)
         finally:
-            self._running.discard(key)
+            self._running -= Counter([key])
 
     async def skip(self, invocation: Invocation, reason: NotRunReason, detail: str = "") -> None:
         """Say of everything in an invocation that it was not run, and why."""
@@ -228,6 +248,12 @@ class Measurer:
             await self._skip_items(invocation, items[done + 1 :], NotRunReason.INTERRUPTED, "the agent was stopped")
             raise
         return good
+
+    async def _run_side_by_side(self, invocation: Invocation) -> bool:
+        """Returns whether all of them gave values. Stopped, each of them says so for itself."""
+        running = (self._record(self._run_one(invocation, action, peer)) for action, peer in invocation.items)
+        results = await asyncio.gather(*running)
+        return all(result is not None and result.values is not None for result in results)
 
     async def _record(self, recording: Awaitable[Result]) -> Result | None:
         """Survive an outbox that takes nothing: the next result may find it well again."""
@@ -279,7 +305,14 @@ class Measurer:
         for host in task.targets(parameters):
             self._guard.check(host)
         peer = self._find_peer(peer_name, task)
-        return _Plan(task, parameters, time_out_s, self._find_link(invocation.link, task), peer)
+        plan = _Plan(task, parameters, time_out_s, self._find_link(invocation.link, task), peer)
+        return plan if not task.continuous else self._in_window(plan, invocation)
+
+    def _in_window(self, plan: _Plan, invocation: Invocation) -> _Plan:
+        """The plan of a continuous measurement, which goes on until the next one begins."""
+        now_s = self._clock.monotonic_s()
+        end_s = invocation.deadline_s if invocation.is_continuous else now_s + _COMMAND_WINDOW_S
+        return replace(plan, window_end_s=end_s, time_out_s=end_s - now_s + plan.time_out_s)
 
     def _find_peer(self, name: PeerName | None, task: AnyTask) -> Peer | None:
         if name is None:
@@ -300,7 +333,7 @@ class Measurer:
         link = self._links.get(name)
         if link is None:
             raise NotRunError(NotRunReason.UNKNOWN_LINK, f"this agent has no link {name!r}")
-        if not link.is_up():
+        if task.needs_link_up and not link.is_up():
             raise NotRunError(NotRunReason.LINK_DOWN, f"interface {link.interface} is absent or down")
         return link
 
@@ -346,14 +379,26 @@ class Measurer:
         started = self._start()
         draft = msgspec.structs.replace(draft, start_unix_ns=started.wall_ns)
         row = await self._outbox.begin(draft, started)
-        context = Context(clock=self._clock, time_out_s=plan.time_out_s, link=plan.link, peer=plan.peer)
+        context = Context(
+            clock=self._clock,
+            time_out_s=plan.time_out_s,
+            link=plan.link,
+            peer=plan.peer,
+            stamp_keys=self._stamp_keys,
+            peer_ca_file=self._peer_ca_file,
+            window_s=None if plan.window_end_s is None else plan.window_end_s - self._clock.monotonic_s(),
+            start_boottime_ns=started.boottime_ns,
+            memory=self._memory_of(plan, draft),
+        )
+        # Of windows that follow one another nobody wants to hear twice a minute.
+        tell_after_s = _TELL_AFTER_S if plan.window_end_s is None else plan.time_out_s + _TELL_AFTER_S
         at_once = plan.task.load is Load.HEAVY or draft.command_id is not None
         loop = asyncio.get_running_loop()
-        telling = loop.call_later(0.0 if at_once else _TELL_AFTER_S, self._tell, "started", draft)
+        telling = loop.call_later(0.0 if at_once else tell_after_s, self._tell, "started", draft)
         try:
             result = await self._observe(plan, context, draft)
         except asyncio.CancelledError:
-            await self._outbox.finish(row, _with_usage(draft, context.usage))
+            await self._outbox.finish(row, self._interrupted(plan, context, draft))
             raise
         finally:
             telling.cancel()
@@ -362,15 +407,35 @@ class Measurer:
             self._tell("finished", result)
         return result
 
+    def _memory_of(self, plan: _Plan, draft: Result) -> dict[str, Any]:
+        """What the windows of one series leave for each other. A command's leaves nothing."""
+        if not plan.task.continuous or draft.schedule == COMMAND_SCHEDULE:
+            return {}
+        return self._memories.setdefault((draft.schedule, draft.link, draft.action, draft.peer), {})
+
+    def _interrupted(self, plan: _Plan, context: Context, draft: Result) -> Result:
+        """What is true of a measurement that is ended now: what it has seen where it can say so, else the draft."""
+        result = _with_usage(draft, context.usage)
+        values = interim_of(plan.task, context)
+        if values is None or context.start_boottime_ns is None:
+            return result
+        duration_s = (self._clock.boottime_ns() - context.start_boottime_ns) / NS_PER_S
+        return msgspec.structs.replace(result, values=values, not_run=None, duration_s=duration_s)
+
     async def _observe(self, plan: _Plan, context: Context, draft: Result) -> Result:
         """Measure once, and read the host before and after."""
         with self._activity(plan) as activity:
-            before, started_s = fitness.read(plan.link), self._clock.monotonic_s()
+            begun, started_s = self._fitness.begin(plan.link), self._clock.monotonic_s()
             said = await outcome_of(plan.task, context, plan.parameters)
             duration_s = self._clock.monotonic_s() - started_s
-            after = fitness.read(plan.link)
-        payload_bytes = context.usage.sent_bytes + context.usage.received_bytes
-        fit = fitness.judge(before, after, plan.link, payload_bytes=payload_bytes, own_load=activity.own_load)
+        fit = self._fitness.end(
+            begun,
+            plan.task.load,
+            plan.link,
+            context.usage,
+            ip_version=getattr(plan.parameters, "ip_version", 0),
+            own_load=activity.own_load,
+        )
         result = msgspec.structs.replace(_with_usage(draft, context.usage), duration_s=duration_s, fitness=fit)
         return msgspec.structs.replace(result, **{"not_run": None, **said})
 

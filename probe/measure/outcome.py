@@ -32,6 +32,9 @@ async def outcome_of(task: AnyTask, context: Context, parameters: Parameters) ->
     except NotRunError as error:
         return {"not_run": error.not_run}
     except _OverdueError:
+        seen = interim_of(task, context)
+        if seen is not None:
+            return {"values": seen}
         return {
             "not_run": NotRun(reason=NotRunReason.TASK_TIMED_OUT, detail=f"not done after {context.time_out_s:g} s")
         }
@@ -39,6 +42,18 @@ async def outcome_of(task: AnyTask, context: Context, parameters: Parameters) ->
         _LOG.exception("Task %s crashed: this is a fault of the program", task.name)
         detail = one_line(f"{type(error).__name__}: {error}")
         return {"not_run": NotRun(reason=NotRunReason.TASK_CRASHED, detail=detail)}
+
+
+def interim_of(task: AnyTask, context: Context) -> dict[str, Any] | None:
+    """The values that are true of a measurement which is ended before its time; absent where it has none to give."""
+    if context.interim.values is None:
+        return None
+    try:
+        seen = context.interim.values()
+        return None if seen is None else _plain(seen, task.values)
+    except Exception:  # noqa: BLE001 - logged with its traceback; the draft says that it was interrupted
+        _LOG.exception("Task %s could not say what it had seen: this is a fault of the program", task.name)
+        return None
 
 
 class _OverdueError(Exception):

@@ -6,7 +6,7 @@ how long the other side may stand still. The kernel moves the bytes (`sendfile` 
 
 from __future__ import annotations
 
-import os
+import contextlib
 import select
 import socket
 import time
@@ -16,6 +16,8 @@ from typing import Final
 
 import msgspec
 
+from probe.errors import MeasurementFailedError
+from probe.flows.wire import PlainWire, Wire
 from probe.peer.http_request import RefusedRequestError, Request, find_request
 
 _RECEIVE_BYTES: Final = 64 * 1024
@@ -24,6 +26,8 @@ SINK_BYTES: Final = 1 << 20
 _LINGER_S: Final = 1.0
 # A probe's POST: with less than that left, the connection is not offered for another one.
 _POST_BYTES: Final = 1 << 30
+# And with less than that no part is worth asking for.
+_PART_BYTES_MIN: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +53,11 @@ class _GoneError(Exception):
 class Connection:
     """Serves requests until either side has enough."""
 
-    def __init__(self, sock: socket.socket, limits: Limits, version: str, source: tuple[int, int]) -> None:
+    def __init__(
+        self, sock: socket.socket, limits: Limits, version: str, source: tuple[int, int], wire: Wire | None = None
+    ) -> None:
         self.sock = sock
+        self.wire = wire or PlainWire(sock)
         self.sent_bytes = 0
         self.received_bytes = 0
         self._limits, self._version = limits, version
@@ -63,12 +70,19 @@ class Connection:
         """Answer until the connection ends; never raises."""
         self.sock.setblocking(False)  # noqa: FBT003 - the socket API takes it so
         try:
+            self._secure()
             while self._serve_one():
                 pass
+            self._linger()
         except RefusedRequestError as refused:
             self._refuse(refused.status)
-        except (OSError, _GoneError):
+        except (OSError, _GoneError, MeasurementFailedError):
             return
+
+    def _secure(self) -> None:
+        deadline_s = time.monotonic() + self._limits.head_s
+        while wanted := self.wire.secure():
+            self._wait(wanted, deadline_s - time.monotonic())
 
     def _serve_one(self) -> bool:
         """One request; whether another may follow."""
@@ -81,14 +95,19 @@ class Connection:
             return self._upload(request)
         if (request.method, request.path) == ("GET", "/info"):
             return self._info(request)
-        raise RefusedRequestError(405 if request.path in {"/download", "/upload", "/info"} else 404)
+        if (request.method, request.path) == ("GET", "/small"):
+            return self._small(request)
+        raise RefusedRequestError(405 if request.path in {"/download", "/upload", "/info", "/small"} else 404)
 
     def _read_request(self) -> Request | None:
         """The next request's head; None when the client closed between two requests."""
         head_deadline_s = time.monotonic() + self._limits.head_s
         while (request := find_request(self._received)) is None:
             self._wait(select.POLLIN, head_deadline_s - time.monotonic())
-            part = self.sock.recv(_RECEIVE_BYTES)
+            try:
+                part = self.wire.receive(_RECEIVE_BYTES)
+            except BlockingIOError:
+                continue
             if not part:
                 return None
             self._received += part
@@ -96,22 +115,33 @@ class Connection:
         return request
 
     def _download(self, request: Request) -> bool:
-        rest_bytes = length_bytes = self._rest_bytes()
-        # The whole share is one body, so no other request follows it.
+        """The whole share as one body, or a part of it (RFC 9110 section 14)."""
         extra = f"Content-Type: application/octet-stream\r\nX-Congestion-Control: {self._congestion_control()}\r\n"
-        del request
-        self._send(_head(200, length_bytes, extra=extra, keeps_alive=False))
+        length_bytes, keeps_alive = self._rest_bytes(), False
+        if request.part is None:
+            self._send(_head(200, length_bytes, extra=extra, keeps_alive=False))
+        else:
+            first, last = request.part
+            length_bytes = min(last - first + 1, length_bytes)
+            keeps_alive = request.keeps_alive and self._rest_bytes() >= length_bytes + _PART_BYTES_MIN
+            # The object has no length of its own: what is left of the share shrinks with every part.
+            extra += f"Content-Range: bytes {first}-{first + length_bytes - 1}/*\r\n"
+            self._send(_head(206, length_bytes, extra=extra, keeps_alive=keeps_alive))
+        self._send_source(length_bytes)
+        return keeps_alive
+
+    def _send_source(self, length_bytes: int) -> None:
+        rest_bytes = length_bytes
         while rest_bytes > 0:
             self._wait(select.POLLOUT, self._limits.stall_s)
             offset = (length_bytes - rest_bytes) % self._source_bytes
             count = min(self._source_bytes - offset, rest_bytes)
             try:
-                sent_bytes = os.sendfile(self.sock.fileno(), self._source, offset, count)
+                sent_bytes = self.wire.send_source(self._source, offset, count)
             except BlockingIOError:
                 continue
             self.sent_bytes += sent_bytes
             rest_bytes -= sent_bytes
-        return False
 
     def _upload(self, request: Request) -> bool:
         if request.content_bytes is None:
@@ -134,7 +164,7 @@ class Connection:
         while rest_bytes > 0:
             self._wait(select.POLLIN, self._limits.stall_s)
             try:
-                received_bytes = self.sock.recv_into(_SINK, min(SINK_BYTES, rest_bytes), socket.MSG_TRUNC)
+                received_bytes = self.wire.discard(_SINK, min(SINK_BYTES, rest_bytes))
             except BlockingIOError:
                 continue
             if received_bytes == 0:
@@ -148,22 +178,33 @@ class Connection:
         self._send(head + body)
         return request.keeps_alive
 
+    def _small(self, request: Request) -> bool:
+        """One byte: what a responsiveness probe asks for."""
+        extra = "Content-Type: application/octet-stream\r\n"
+        self._send(_head(200, 1, extra=extra, keeps_alive=request.keeps_alive) + b"1")
+        return request.keeps_alive
+
     def _refuse(self, status: int) -> None:
-        """Say why, then read on for a moment: closing with unread bytes would reset the answer away."""
+        """Say why."""
         try:
             self._send(_head(status, 0, keeps_alive=False))
-            self.sock.shutdown(socket.SHUT_WR)
-            until_s = time.monotonic() + _LINGER_S
-            self._wait(select.POLLIN, until_s - time.monotonic())
-            while self.sock.recv_into(_SINK, SINK_BYTES, socket.MSG_TRUNC):
-                self._wait(select.POLLIN, until_s - time.monotonic())
-        except (OSError, _GoneError):
+            self._linger()
+        except (OSError, _GoneError, MeasurementFailedError):
             return
+
+    def _linger(self) -> None:
+        """Read on for a moment: closing with unread bytes would reset away what was sent (RFC 9112 section 9.6)."""
+        self.sock.shutdown(socket.SHUT_WR)
+        until_s = time.monotonic() + _LINGER_S
+        self._wait(select.POLLIN, until_s - time.monotonic())
+        while self.wire.discard(_SINK, SINK_BYTES):
+            self._wait(select.POLLIN, until_s - time.monotonic())
 
     def _send(self, content: bytes) -> None:
         while content:
             self._wait(select.POLLOUT, self._limits.stall_s)
-            content = content[self.sock.send(content) :]
+            with contextlib.suppress(BlockingIOError):
+                content = content[self.wire.send(content) :]
 
     def _wait(self, event: int, time_out_s: float) -> None:
         """Wait for the socket, but not beyond the connection's own time."""
@@ -180,7 +221,7 @@ class Connection:
         return name.rstrip(b"\0").decode("ascii")
 
 
-# With MSG_TRUNC the kernel writes nothing here, so all threads share it.
+# All threads share it: with MSG_TRUNC the kernel writes nothing here, and what TLS writes nobody reads.
 _SINK: Final = memoryview(bytearray(SINK_BYTES))
 
 

@@ -19,8 +19,11 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from probe.flows.bulk import random_source
+from probe.flows.random_source import random_source
+from probe.flows.tls_wire import TlsWire
+from probe.flows.wire import PlainWire
 from probe.peer.http_connection import Connection, Limits, busy_head
+from probe.peer.server_tls import ServerTls
 
 _LOG = logging.getLogger(__name__)
 
@@ -52,10 +55,10 @@ class HttpPeer:
         counters: what it did so far; the bytes are those of finished connections.
     """
 
-    def __init__(self, limits: Limits | None = None, version: str = "") -> None:
+    def __init__(self, limits: Limits | None = None, version: str = "", tls: ServerTls | None = None) -> None:
         self.port = 0
         self.counters = PeerCounters()
-        self._limits, self._version = limits or Limits(), version
+        self._limits, self._version, self._tls = limits or Limits(), version, tls
         self._listeners: list[socket.socket] = []
         self._lock = threading.Lock()
         self._connections: dict[Connection, threading.Thread] = {}
@@ -134,7 +137,7 @@ class HttpPeer:
             return
         client = client_of(address[0])
         if not self._admit(client):
-            _send_away(sock)
+            _send_away(sock, says_why=self._tls is None)
             return
         self._begin(sock, client)
 
@@ -154,7 +157,8 @@ class HttpPeer:
             return True
 
     def _begin(self, sock: socket.socket, client: str) -> None:
-        connection = Connection(sock, self._limits, self._version, (self._source or 0, _SOURCE_BYTES))
+        wire = PlainWire(sock) if self._tls is None else TlsWire(sock, self._tls)
+        connection = Connection(sock, self._limits, self._version, (self._source or 0, _SOURCE_BYTES), wire)
         thread = threading.Thread(target=self._serve, args=(connection, client), name="http-peer", daemon=True)
         with self._lock:
             self._connections[connection] = thread
@@ -178,6 +182,7 @@ class HttpPeer:
                 del self._per_address[client]
             self.counters.sent_bytes += connection.sent_bytes
             self.counters.received_bytes += connection.received_bytes
+            connection.wire.close()
             connection.sock.close()
 
 
@@ -213,6 +218,7 @@ def _listen(family: socket.AddressFamily, host: str, port: int) -> socket.socket
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _NOTSENT_BYTES)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the end of a part waits for no acknowledgement
         with contextlib.suppress(OSError):  # accepted sockets inherit it; BBR would hide the line's buffers
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
         sock.bind((host, port))
@@ -231,10 +237,11 @@ def client_of(address: str) -> str:
     return str(ipaddress.ip_network((parsed, _V6_CLIENT_PREFIX), strict=False))
 
 
-def _send_away(sock: socket.socket) -> None:
-    """Answer 503 without a thread: what the client sends meanwhile is not waited for."""
+def _send_away(sock: socket.socket, *, says_why: bool) -> None:
+    """Answer 503 without a thread, where a handshake need not come first; what the client sends is not waited for."""
     with contextlib.closing(sock), contextlib.suppress(OSError):
         sock.setblocking(False)  # noqa: FBT003 - the socket API takes it so
-        sock.send(busy_head())
+        if says_why:
+            sock.send(busy_head())
         sock.shutdown(socket.SHUT_WR)
         sock.recv(_BACKLOG)

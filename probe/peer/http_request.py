@@ -11,6 +11,8 @@ REQUEST_HEAD_BYTES_MAX: Final = 8 * 1024
 HEAD_END: Final = b"\r\n\r\n"
 _REQUEST_LINE: Final = re.compile(rb"^([A-Z]{1,10}) (/[!-~]*) HTTP/1\.([01])$")
 _HEADER: Final = re.compile(rb"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\x00]*)$")
+# One part from a first byte on (RFC 9110 section 14.2); any other set of ranges may be ignored, and is.
+_RANGE: Final = re.compile(r"^bytes=([0-9]{1,15})-([0-9]{1,15})$")
 _DIGITS: Final = re.compile(r"^[0-9]{1,15}$")
 
 
@@ -24,7 +26,10 @@ class RefusedRequestError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The head of a request; `path` is without its query. `wire_bytes` is the head's own length."""
+    """The head of a request; `path` is without its query. `wire_bytes` is the head's own length.
+
+    `part` is the first and the last byte that a client asks for, where it does not want everything.
+    """
 
     method: str
     path: str
@@ -32,6 +37,7 @@ class Request:
     expects_continue: bool
     content_bytes: int | None
     wire_bytes: int
+    part: tuple[int, int] | None = None
 
 
 def find_request(received: bytes) -> Request | None:
@@ -58,7 +64,15 @@ def find_request(received: bytes) -> Request | None:
         expects_continue=headers.get("expect", "").lower() == "100-continue",
         content_bytes=_content_bytes(headers),
         wire_bytes=end + len(HEAD_END),
+        part=_part(headers.get("range", "")),
     )
+
+
+def _part(text: str) -> tuple[int, int] | None:
+    found = _RANGE.match(text)
+    if found is None or int(found[1]) > int(found[2]):
+        return None
+    return int(found[1]), int(found[2])
 
 
 def _headers(lines: list[bytes]) -> dict[str, str]:

@@ -1,8 +1,11 @@
-"""The STAMP session-reflector (RFC 8762 section 4.3): stateful, unauthenticated, safe to stand on the Internet.
+"""The STAMP session-reflector (RFC 8762 section 4.3): stateful, safe to stand on the Internet.
 
 It never sends more bytes than it was sent, never more packets than it was sent, nothing to garbage and nothing to
 other reflectors; each source address has a rate, and every table has a bound. One wake-up of the event loop answers
 a whole batch, straight on the socket.
+
+With keys it is authenticated (RFC 8762 section 4.4): it answers what one of them sealed, and drops everything else
+without a word. Without keys it is unauthenticated. Peers for both modes listen on two ports.
 """
 
 from __future__ import annotations
@@ -13,13 +16,21 @@ import socket
 import struct
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from probe.clock import Clock, SystemClock
 from probe.flows.echo import ANCILLARY_BYTES, DATAGRAM_BYTES_MAX
 from probe.flows.moments import ask_for_stamps, stamp_of
+from probe.flows.stamp_authenticated import (
+    AUTHENTICATED_BYTES,
+    decode_sender,
+    encode_reflector,
+    key_of,
+)
 from probe.flows.stamp_packets import PACKET_BYTES, ReflectorPacket, SenderPacket, error_estimate_of, ntp_of
+from probe.peer.send_lag import SendLag
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,10 +56,11 @@ _TTL = struct.Struct("=i")
 
 @dataclass(slots=True)
 class Counters:
-    """What became of the packets that came in."""
+    """What became of the packets that came in. `not_authentic` are those that none of the keys sealed."""
 
     reflected: int = 0
     ignored: int = 0
+    not_authentic: int = 0
     limited: int = 0
     unsent: int = 0
     evicted: int = 0
@@ -80,20 +92,30 @@ class _Arrived:
 class Reflector:
     """Answers STAMP packets on one UDP address. IPv4 and IPv6 each take one reflector.
 
+    Args:
+        packets_per_s_max: what one source address may ask.
+        clock: the clocks.
+        keys: of authenticated mode; several, so that a key can be replaced while both the old and the new one are in
+            use. None at all means unauthenticated mode.
+
     Attributes:
         port: where it listens, once started.
         counters: what it did so far.
     """
 
-    def __init__(self, packets_per_s_max: float = PACKETS_PER_S_MAX, clock: Clock | None = None) -> None:
+    def __init__(
+        self, packets_per_s_max: float = PACKETS_PER_S_MAX, clock: Clock | None = None, keys: Sequence[bytes] = ()
+    ) -> None:
         self.port = 0
         self.counters = Counters()
         self._packets_per_s_max = packets_per_s_max
         self._clock = clock or SystemClock()
+        self._keys = tuple(keys)
         self._sessions: OrderedDict[tuple[Any, ...], _Session] = OrderedDict()
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
         self._error_estimate = 0
         self._error_estimate_until_s = 0.0
+        self._lag = SendLag()
         self._sock: socket.socket | None = None
 
     async def start(self, host: str, port: int) -> None:
@@ -106,6 +128,7 @@ class Reflector:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
         self._sock = _open(family, address)
+        self._lag.prepare(self._sock)
         self.port = self._sock.getsockname()[1]
         loop.add_reader(self._sock.fileno(), self._on_readable, self._sock)
         _LOG.info("STAMP reflector started on %s port %d", host, self.port)
@@ -124,6 +147,8 @@ class Reflector:
             try:
                 datagram, ancillary, flags, source = sock.recvmsg(DATAGRAM_BYTES_MAX, ANCILLARY_BYTES)
             except OSError:
+                # Nothing to read: then it was a stamp that came late.
+                self._lag.drain(sock)
                 return
             if flags & socket.MSG_TRUNC:
                 self.counters.ignored += 1
@@ -131,7 +156,11 @@ class Reflector:
             self._reflect(sock, _arrived(datagram, ancillary, source))
 
     def _reflect(self, sock: socket.socket, arrived: _Arrived) -> None:
-        packet = SenderPacket.decode(arrived.datagram)
+        key = key_of(arrived.datagram, self._keys)
+        if self._keys and key is None:
+            self.counters.not_authentic += 1
+            return
+        packet = SenderPacket.decode(arrived.datagram) if key is None else decode_sender(arrived.datagram)
         # A source port of 0 cannot be answered.
         if packet is None or not arrived.source[1]:
             self.counters.ignored += 1
@@ -141,18 +170,24 @@ class Reflector:
             self.counters.limited += 1
             return
         sequence = self._next_sequence((*arrived.source[:2], packet.session), now_s)
-        answer = self._answer(packet, arrived, sequence, self._error_estimate_at(now_s))
+        ancillary = [*arrived.answer_from, *self._lag.ask(now_s)]
+        error_estimate = self._error_estimate_at(now_s)
+        clock_ns = self._clock.wall_ns()
+        head = self._head(packet, arrived, sequence, error_estimate, clock_ns + self._lag.lag_ns)
         try:
-            sock.sendmsg((answer,), arrived.answer_from, 0, arrived.source)
+            sock.sendmsg((_answer(head, arrived.datagram, key),), ancillary, 0, arrived.source)
         except OSError:
             self.counters.unsent += 1
             return
+        self._lag.learn(sock, clock_ns)
         self.counters.reflected += 1
 
-    def _answer(self, packet: SenderPacket, arrived: _Arrived, sequence: int, error_estimate: int) -> bytes:
-        head = ReflectorPacket(
+    def _head(
+        self, packet: SenderPacket, arrived: _Arrived, sequence: int, error_estimate: int, leaves_ns: int
+    ) -> ReflectorPacket:
+        return ReflectorPacket(
             sequence=sequence,
-            timestamp=ntp_of(self._clock.wall_ns()),
+            timestamp=ntp_of(leaves_ns),
             error_estimate=error_estimate,
             session=packet.session,
             receive_timestamp=ntp_of(arrived.stamp_ns),
@@ -161,8 +196,6 @@ class Reflector:
             sender_error_estimate=packet.error_estimate,
             sender_ttl=arrived.ttl,
         )
-        # What follows goes back as it came: same size on both ways, extensions marked as not understood (RFC 8972).
-        return head.encode() + arrived.datagram[PACKET_BYTES:]
 
     def _may_answer(self, address: str, now_s: float) -> bool:
         """Take one packet out of the address's bucket, which holds one second's worth."""
@@ -199,6 +232,16 @@ class Reflector:
             self._error_estimate = error_estimate_of(self._clock.reading())
             self._error_estimate_until_s = now_s + _CLOCK_READ_S
         return self._error_estimate
+
+
+def _answer(head: ReflectorPacket, asked: bytes, key: bytes | None) -> bytes:
+    """The answer. What follows goes back as it came: same size on both ways, extensions not understood (RFC 8972).
+
+    TWAMP Light's packets may end before ours do.
+    """
+    if key is None:
+        return head.encode()[: len(asked)] + asked[PACKET_BYTES:]
+    return encode_reflector(head, key) + asked[AUTHENTICATED_BYTES:]
 
 
 def _open(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.socket:

@@ -16,6 +16,7 @@ from probe import __version__
 from probe.peer.http_connection import Limits
 from probe.peer.http_peer import HttpPeer, is_without_ipv6
 from probe.peer.reflector import Reflector
+from probe.peer.server_tls import ServerTls
 
 __all__ = ["HttpPeer", "Limits", "PeerSettings", "serve"]
 
@@ -27,13 +28,16 @@ class PeerSettings:
     """Where to answer, and how much.
 
     An empty `host` means every address of IPv4 and IPv6; port 0 means any free one. 862 is STAMP's port (RFC 8762
-    section 4.1).
+    section 4.1). With `stamp_keys` STAMP is authenticated, and answers nobody else. With `tls` the
+    HTTP port speaks TLS only.
     """
 
     host: str = ""
     http_port: int = 80
     stamp_port: int = 862
     limits: Limits = field(default_factory=Limits)
+    stamp_keys: tuple[bytes, ...] = ()
+    tls: ServerTls | None = None
 
 
 async def serve(settings: PeerSettings, ready: Callable[[int, int], None] | None = None) -> None:
@@ -43,29 +47,29 @@ async def serve(settings: PeerSettings, ready: Callable[[int, int], None] | None
         OSError: an address is not ours, or in use.
         ValueError: `host` is not an address.
     """
-    http = HttpPeer(settings.limits, __version__)
+    http = HttpPeer(settings.limits, __version__, settings.tls)
     async with contextlib.AsyncExitStack() as stack:
         http.start(settings.host, settings.http_port)
         stack.push_async_callback(asyncio.to_thread, http.stop)
-        stamp_port = await _start_reflectors(stack, settings.host, settings.stamp_port)
+        stamp_port = await _start_reflectors(stack, settings)
         _LOG.info("peer started: HTTP on port %d, STAMP on port %d", http.port, stamp_port)
         if ready is not None:
             ready(http.port, stamp_port)
         await asyncio.Event().wait()
 
 
-async def _start_reflectors(stack: contextlib.AsyncExitStack, host: str, port: int) -> int:
+async def _start_reflectors(stack: contextlib.AsyncExitStack, settings: PeerSettings) -> int:
     """One reflector for an address, one for each family of this host for none."""
-    first = Reflector()
-    await first.start(host or "0.0.0.0", port)  # noqa: S104 - a peer is there for everybody
+    first = Reflector(keys=settings.stamp_keys)
+    await first.start(settings.host or "0.0.0.0", settings.stamp_port)  # noqa: S104 - a peer is there for everybody
     stack.push_async_callback(first.stop)
-    if not host:
-        await _start_ipv6(stack, first.port)
+    if not settings.host:
+        await _start_ipv6(stack, first.port, settings.stamp_keys)
     return first.port
 
 
-async def _start_ipv6(stack: contextlib.AsyncExitStack, port: int) -> None:
-    reflector = Reflector()
+async def _start_ipv6(stack: contextlib.AsyncExitStack, port: int, keys: tuple[bytes, ...]) -> None:
+    reflector = Reflector(keys=keys)
     try:
         await reflector.start("::", port)
     except OSError as error:

@@ -7,17 +7,22 @@ baselines follow from the types given here.
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from probe.clock import Clock
-from probe.errors import NotRunError
+from probe.config import read_stamp_key
+from probe.errors import ConfigError, NotRunError
 from probe.links import Link
 from probe.messages import NotRunReason, Peer
+
+# A window is one row, and a power cut in the middle of it takes what it saw.
+WINDOW_S_MAX = 3600.0
 
 
 class Load(StrEnum):
@@ -52,18 +57,36 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Usage:
     """What a measurement cost so far, kept up to date while it runs so that a time-out still knows it.
 
-    Bytes of transport payload, both ways.
+    Bytes of transport payload, both ways. `rate_bps` is the rate of payload that a task found, in its busier direction:
+    with it a result can say that the interface itself was full.
     """
 
     sent_bytes: int = 0
     received_bytes: int = 0
+    rate_bps: float | None = None
+
+
+@dataclass(slots=True)
+class Interim:
+    """What is true if a continuous measurement is ended now, by whoever stops the agent: for the task to fill.
+
+    `values` gives nothing as long as there is nothing to tell.
+    """
+
+    values: Callable[[], Values | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
     """What a task may use: the link to measure, who answers, the clock, and how long it has.
 
-    `time_out_s` is what the caller grants from the call on; `usage` is for the task to fill.
+    `time_out_s` is what the caller grants from the call on; `usage` is for the task to fill; `stamp_keys` has the
+    file of each STAMP key of this device by name, `peer_ca_file` the authorities that vouch for peers with TLS (absent:
+    the system's).
+
+    Of a continuous task: `window_s` is how long it is to go on, from the call on; `start_boottime_ns` when its result
+    started; `memory` is what the window before left for it, empty after a start of the agent; `interim` is for it to
+    fill.
     """
 
     clock: Clock
@@ -71,6 +94,12 @@ class Context:
     link: Link | None = None
     peer: Peer | None = None
     usage: Usage = field(default_factory=Usage)
+    stamp_keys: Mapping[str, str] = field(default_factory=dict)
+    peer_ca_file: str | None = None
+    window_s: float | None = None
+    start_boottime_ns: int | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
+    interim: Interim = field(default_factory=Interim)
 
     def need_link(self) -> Link:
         """The link.
@@ -91,6 +120,25 @@ class Context:
         if self.peer is None:
             raise NotRunError(NotRunReason.UNKNOWN_PEER, "this task needs a peer: name one in the action")
         return self.peer
+
+    def stamp_key(self, peer: Peer) -> bytes | None:
+        """The key that authenticates STAMP with a peer; absent when the peer wants none.
+
+        It is read at each use: a key is replaced without a restart, and a missing one stops nothing else.
+
+        Raises:
+            NotRunError: the peer names a key that this device does not have, or cannot use (`tool_missing`).
+        """
+        if not peer.stamp_key:
+            return None
+        path = self.stamp_keys.get(peer.stamp_key)
+        if path is None:
+            problem = f"peer {peer.name} wants the STAMP key {peer.stamp_key!r}: name its file in [stamp_keys]"
+            raise NotRunError(NotRunReason.TOOL_MISSING, f"{problem} of probe.toml")
+        try:
+            return read_stamp_key(Path(path))
+        except ConfigError as error:
+            raise NotRunError(NotRunReason.TOOL_MISSING, str(error)) from error
 
 
 def _no_targets(_: Parameters) -> tuple[str, ...]:
@@ -114,11 +162,16 @@ class TaskType(Generic[P, V]):
         measure: measures once. Raises `MeasurementFailedError` when the network says no and `NotRunError` when it
             cannot measure; what else it raises is a fault of the task.
         load: what it does to the line.
-        time_out_s: the longest that one measurement with these parameters can take; the scheduler ends it then.
+        time_out_s: the longest that one measurement with these parameters can take; the scheduler ends it then. Of a
+            continuous task: how much longer than its window.
         needs_link: whether it measures a link; one that does not runs once per slot, whatever the links.
         needs_peer: whether somebody must answer it.
         baseline_fields: the fields of `values` that baselines follow.
         targets: the hosts that parameters name: like a peer's, they must be within the device's own targets.
+        continuous: whether it goes on all the time: each measurement is one window of a period's length, and the next
+            begins where it ends. Its windows are at least twice `time_out_s` and at most `WINDOW_S_MAX`.
+        needs_link_up: whether a link without a carrier is not measured (`link_down`); a task that measures just that
+            is given it all the same.
     """
 
     name: str
@@ -132,6 +185,8 @@ class TaskType(Generic[P, V]):
     needs_peer: bool = True
     baseline_fields: tuple[str, ...] = ()
     targets: Callable[[P], tuple[str, ...]] = _no_targets
+    continuous: bool = False
+    needs_link_up: bool = True
 
 
 AnyTask = TaskType[Any, Any]

@@ -1,25 +1,27 @@
 """`round_trip`: delay, its variation, loss, duplication and reordering between the link and a peer.
 
 STAMP (RFC 8762) by default, where the peer's own time is taken out of the delay and loss can be told apart by way;
-ICMP echo for peers that answer nothing better.
+ICMP echo for peers that answer nothing better; the opening of TCP connections for those that answer no ping.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import msgspec
 
 from probe.flows import delays, icmp
-from probe.flows.delays import Arrival
 from probe.flows.dns import resolve_host
-from probe.flows.echo import FIRST_SEQUENCE, Echo, EchoProtocol, Plan, Series, prepare, raise_if_failed
+from probe.flows.echo import Echo, EchoProtocol, prepare
 from probe.flows.faults import failed
+from probe.flows.route_check import route_error_v4
+from probe.flows.series import Plan, Series, raise_if_failed
 from probe.flows.stamp import PACKET_BYTES, StampProtocol
+from probe.flows.tcp_connect import WAITING_MAX, Connect
 from probe.links import Link
-from probe.messages import Operation
+from probe.messages import Operation, Peer
 from probe.tasks.base import Context, Load, Parameters, TaskType, Values
 
 # Two tries at a resolver. A name is resolved once per series, before the first packet.
@@ -34,17 +36,27 @@ class RoundTripParameters(Parameters, frozen=True):
     """How to measure.
 
     `interval_s` is the mean distance of packets (RFC 3432; each gap differs a little), `time_out_s` the time after
-    which a packet counts as lost (Tmax of RFC 6673). `payload_bytes` stands for the UDP payload or what follows the
-    ICMP header.
+    which a packet counts as lost (Tmax of RFC 6673). `payload_bytes` stands for the UDP payload (authenticated STAMP
+    sends 112 at least) or what follows the ICMP header; a SYN has none.
     """
 
-    method: Literal["stamp", "icmp"] = "stamp"
+    method: Literal["stamp", "icmp", "tcp"] = "stamp"
     ip_version: Literal[4, 6] = 4
-    packets: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 10
+    # Ten thousand bound what is kept of a series to some megabytes, and suffice to see a loss of 0.1 %.
+    packets: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 10
     # A hundred packets per second is what a measurement may do to a line without being a load test.
     interval_s: Annotated[float, msgspec.Meta(ge=0.01, le=60)] = 0.1
     time_out_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 3.0
     payload_bytes: Annotated[int, msgspec.Meta(ge=PACKET_BYTES, le=PAYLOAD_BYTES_MAX)] = PACKET_BYTES
+
+    def __post_init__(self) -> None:
+        """Bound the connections that a dead peer would leave waiting."""
+        waiting = min(self.packets, self.time_out_s / self.interval_s)
+        if self.method == "tcp" and waiting > WAITING_MAX:
+            raise ValueError(
+                f"by tcp at most {WAITING_MAX} connections may wait at once: "
+                f"lower time_out_s, or raise interval_s to {self.time_out_s / WAITING_MAX:g}"
+            )
 
     def plan(self) -> Plan:
         """The series."""
@@ -52,23 +64,45 @@ class RoundTripParameters(Parameters, frozen=True):
 
 
 class RoundTripValues(Values, frozen=True):
-    """What came back.
+    """What came back. Lost is what was sent and neither received nor refused.
 
-    Delays are of the packets that arrived, without the time that a STAMP reflector says it kept them; absent when
-    none arrived. `delay_p95_s` is the smallest delay that 95 % do not exceed (RFC 2330), `pdv_s` is p95 - minimum
-    (RFC 5481), `ipdv_mean_abs_s` the mean step between neighbours (RFC 3393). `delays_rejected` counts replies
-    whose delay was not used because a clock was stepped. Of the packets up to the last answered one,
-    `packets_lost_forward` went missing on the way to the peer and `packets_lost_backward` on the way back; absent
-    unless the peer counts (a stateful STAMP reflector).
+    Attributes:
+        packets_sent: what the kernel took; SYNs with `tcp`, the kernel's own repetitions not counted.
+        packets_received: of these, answered within `time_out_s`.
+        packets_refused: of these, answered by RST, which proves no delay; `tcp` alone.
+        packets_duplicated: answers beyond the first (RFC 5560); absent with `tcp`, where the kernel swallows them.
+        packets_reordered: answered after one that was sent later (RFC 4737 section 3.3).
+        packets_lost_forward: of the packets up to the last answered one, lost on the way to the peer. This and the next
+            two are absent unless the peer counts (a stateful STAMP reflector).
+        packets_lost_backward: of the same, lost on the way back.
+        packets_lost_unattributed: lost after the last answered one: on which way nobody knows.
+        loss_bursts: runs of losses (RFC 3357 loss periods).
+        loss_burst_max_packets: the longest of them.
+        loss_distance_median_packets: from one loss to the next (RFC 3357); absent with fewer than two.
+        delays_rejected: answers whose delay was not used because a clock was stepped.
+        delay_min_s: the delays are of what was received, less the time that a STAMP reflector says it kept the packet.
+            Absent when nothing was.
+        delay_p95_s: the smallest delay that 95 % do not exceed (RFC 2330).
+        pdv_s: packet delay variation, p95 - minimum (RFC 5481).
+        ipdv_mean_abs_s: inter-packet delay variation: the mean step between neighbours (RFC 3393).
+        stamped: the worst clock that a delay was read from: `kernel_both` (the kernel stamped sending and receiving),
+            `kernel_receive`, `user`, or with `tcp` always `kernel_tcp`.
+        authenticated: whether STAMP's authenticated mode vouched for every answer.
+        replies_not_authentic: what came from the peer's address without the right HMAC; authenticated mode alone.
     """
 
     packets_sent: int
     packets_received: int
-    packets_duplicated: int
     packets_reordered: int
     delays_rejected: int
+    packets_duplicated: int | None = None
+    packets_refused: int | None = None
     packets_lost_forward: int | None = None
     packets_lost_backward: int | None = None
+    packets_lost_unattributed: int | None = None
+    loss_bursts: int | None = None
+    loss_burst_max_packets: int | None = None
+    loss_distance_median_packets: float | None = None
     delay_min_s: float | None = None
     delay_median_s: float | None = None
     delay_p95_s: float | None = None
@@ -76,6 +110,19 @@ class RoundTripValues(Values, frozen=True):
     delay_mean_s: float | None = None
     pdv_s: float | None = None
     ipdv_mean_abs_s: float | None = None
+    stamped: str | None = None
+    authenticated: bool = False
+    replies_not_authentic: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where to measure to, and by what key."""
+
+    link: Link
+    host: str
+    peer: Peer
+    key: bytes | None
 
 
 async def measure(context: Context, parameters: RoundTripParameters) -> RoundTripValues:
@@ -84,49 +131,88 @@ async def measure(context: Context, parameters: RoundTripParameters) -> RoundTri
     Ten packets sent and none back is a measurement: `packets_received` is 0.
 
     Raises:
-        MeasurementFailedError: the name has no address; the kernel took none of the packets (send); nothing came
-            back but an error, such as a refusal because nobody listens at the peer's port (receive); the link went
-            away meanwhile (`link_lost`).
-        NotRunError: the link is down, or ICMP echo is not allowed here.
+        MeasurementFailedError: the name has no address; the kernel took none of the packets (send), or no route leads
+            to the peer and nothing came back (send); nothing came back but an error, such as a refusal because nobody
+            listens at the peer's port (receive; by `tcp`, connect); the link went away meanwhile (`link_lost`).
+        NotRunError: the link is down, ICMP echo is not allowed here, or the peer's STAMP key is missing.
     """
     link, peer = context.need_link(), context.need_peer()
-    address = await resolve_host(link, peer.host, parameters.ip_version, RESOLVE_TIME_OUT_S)
-    series = await _exchange(context, parameters, link, (address, peer.stamp_port))
-    raise_if_failed(series, link.is_up)
-    return values_of(series.sent, series.arrivals)
+    key = context.stamp_key(peer) if parameters.method == "stamp" else None
+    host = await resolve_host(link, peer.host, parameters.ip_version, RESOLVE_TIME_OUT_S)
+    target = _Target(link, host, peer, key)
+    if parameters.method == "tcp":
+        return await _by_tcp(parameters, target)
+    return await _by_echo(context, parameters, target)
 
 
-async def _exchange(context: Context, parameters: RoundTripParameters, link: Link, address: tuple[str, int]) -> Series:
-    sock, protocol = _open(context, parameters, link)
+async def _by_tcp(parameters: RoundTripParameters, target: _Target) -> RoundTripValues:
+    def open_socket() -> socket.socket:
+        return target.link.socket(parameters.ip_version, socket.SOCK_STREAM)
+
+    series = await Connect(open_socket, (target.host, target.peer.http_port), parameters.plan()).run()
+    raise_if_failed(series, target.link.is_up, Operation.CONNECT, Operation.CONNECT)
+    _raise_if_no_route(series, parameters, target)
+    values = values_of(series)
+    return msgspec.structs.replace(
+        values,
+        packets_duplicated=None,
+        packets_refused=len(series.refused_sequences),
+        stamped="kernel_tcp" if series.arrivals else None,
+    )
+
+
+async def _by_echo(context: Context, parameters: RoundTripParameters, target: _Target) -> RoundTripValues:
+    sock, protocol = _open(context, parameters, target)
     with sock:
         try:
             prepare(sock)
             # ICMP has no ports, and its sockets take no other port than 0.
-            sock.connect(address if parameters.method == "stamp" else (address[0], 0))
+            sock.connect((target.host, target.peer.stamp_port if parameters.method == "stamp" else 0))
         except OSError as error:
             raise failed(Operation.SEND, error) from error
-        return await Echo(sock, protocol, parameters.plan(), context.usage).run()
+        series = await Echo(sock, protocol, parameters.plan(), context.usage).run()
+    raise_if_failed(series, target.link.is_up)
+    _raise_if_no_route(series, parameters, target)
+    values = values_of(series)
+    if not isinstance(protocol, StampProtocol) or target.key is None:
+        return values
+    return msgspec.structs.replace(values, authenticated=True, replies_not_authentic=protocol.not_authentic)
 
 
-def _open(context: Context, parameters: RoundTripParameters, link: Link) -> tuple[socket.socket, EchoProtocol]:
+def _open(context: Context, parameters: RoundTripParameters, target: _Target) -> tuple[socket.socket, EchoProtocol]:
     if parameters.method == "icmp":
-        return icmp.open_echo(link, parameters.ip_version, parameters.payload_bytes)
-    sock = link.socket(parameters.ip_version, socket.SOCK_DGRAM)
-    return sock, StampProtocol(context.clock.reading(), parameters.payload_bytes)
+        return icmp.open_echo(target.link, parameters.ip_version, parameters.payload_bytes)
+    sock = target.link.socket(parameters.ip_version, socket.SOCK_DGRAM)
+    return sock, StampProtocol(context.clock.reading(), parameters.payload_bytes, target.key)
 
 
-def values_of(packets_sent: int, arrivals: Sequence[Arrival]) -> RoundTripValues:
+def _raise_if_no_route(series: Series, parameters: RoundTripParameters, target: _Target) -> None:
+    """A bound IPv4 socket sends without a route too, on the off chance: it can work on a line without neighbours."""
+    if series.arrivals or parameters.ip_version != 4:  # noqa: PLR2004 - an IP version
+        return
+    error = route_error_v4(target.link.interface, target.link.source_address(4), target.host)
+    if error is not None:
+        raise failed(Operation.SEND, error) from error
+
+
+def values_of(series: Series) -> RoundTripValues:
     """What a series says."""
-    counts, delay = delays.count(arrivals), delays.summarise(arrivals)
-    lost = delays.split_loss(arrivals, FIRST_SEQUENCE)
+    counts, delay = delays.count(series.arrivals), delays.summarise(series.arrivals)
+    split = delays.split_loss(series.sent_sequences, series.arrivals)
+    not_lost = {arrival.sequence for arrival in series.arrivals} | series.refused_sequences
+    pattern = delays.loss_pattern(series.sent_sequences, not_lost)
     return RoundTripValues(
-        packets_sent=packets_sent,
+        packets_sent=series.sent,
         packets_received=counts.received,
         packets_duplicated=counts.duplicated,
         packets_reordered=counts.reordered,
+        packets_lost_forward=None if split is None else split.forward,
+        packets_lost_backward=None if split is None else split.backward,
+        packets_lost_unattributed=None if split is None else split.unattributed,
+        loss_bursts=pattern.bursts,
+        loss_burst_max_packets=pattern.burst_max_packets,
+        loss_distance_median_packets=pattern.distance_median_packets,
         delays_rejected=counts.delays_rejected,
-        packets_lost_forward=None if lost is None else lost.forward,
-        packets_lost_backward=None if lost is None else lost.backward,
         delay_min_s=delay.min_s,
         delay_median_s=delay.median_s,
         delay_p95_s=delay.p95_s,
@@ -134,13 +220,15 @@ def values_of(packets_sent: int, arrivals: Sequence[Arrival]) -> RoundTripValues
         delay_mean_s=delay.mean_s,
         pdv_s=delay.pdv_s,
         ipdv_mean_abs_s=delay.ipdv_mean_abs_s,
+        stamped=None if series.stamped is None else series.stamped.name.lower(),
     )
 
 
 TASK = TaskType(
     name="round_trip",
-    # 1: STAMP with kernel receive stamps.
-    version=1,
+    # 1: STAMP with kernel receive stamps. 2: stamps of sending too, where the device has them: delays became shorter by
+    # the way through the sender's own kernel, some hundredths of a millisecond on a fast host.
+    version=2,
     parameters=RoundTripParameters,
     values=RoundTripValues,
     measure=measure,

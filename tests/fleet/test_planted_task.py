@@ -86,7 +86,7 @@ def test_a_task_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest.Mon
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     (tree / "probe" / "tasks" / "moon.py").write_text(TASK)
     registry = tree / "probe" / "tasks" / "__init__.py"
-    lines = registry.read_text().replace("(\n    capacity.TASK,", "(\n    moon.TASK,\n    capacity.TASK,")
+    lines = registry.read_text().replace("] = (\n", "] = (\n    moon.TASK,\n", 1)
     registry.write_text(lines.replace("from probe.tasks import ", "from probe.tasks import moon, ", 1))
     monkeypatch.chdir(tree)  # the children import from the folder they start in
     fleet = Fleet(tmp_path, ["moon-1"])

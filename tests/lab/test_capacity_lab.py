@@ -141,11 +141,11 @@ def test_a_token_bucket_is_measured_at_its_rate(bucket: str, direction: str) -> 
 
 
 def test_a_capped_measurement_keeps_to_its_bytes(bucket: str) -> None:
-    """1 MB of a 50 Mbit/s line is spent in the ramp: a lower bound, and 1.3 MB at most."""
+    """1 MB of a 50 Mbit/s line is spent in the ramp: a lower bound, and not a byte more."""
     values = measured(bucket, direction="download", mode="capped", max_bytes=1_000_000)
     assert values["stopped_by"] == "max_bytes"
     assert values["lower_bound"]
-    assert values["transferred_bytes"] < 1_300_000
+    assert 200_000 < values["transferred_bytes"] <= 1_000_000
 
 
 @pytest.mark.parametrize("direction", ["download", "upload"])
@@ -165,11 +165,11 @@ def test_a_mobile_line_is_measured_at_its_rate(tmp_path: Path, ends: tuple[str, 
     assert values["curve"][-1]["offset_s"] == pytest.approx(values["transfer_s"], abs=1.0)
 
 
-def test_a_line_that_dies_stalls_the_transfer(bucket: str) -> None:
-    """The interface goes down in the middle: (transfer, stalled) after three seconds, and no other way out."""
+def test_a_line_that_dies_is_lost(bucket: str) -> None:
+    """The interface goes down in the middle: (transfer, link_lost) after three seconds, and no other way out."""
     with measuring(bucket, direction="download", max_duration_s=30) as process:
         run_ip("-n", bucket, "link", "set", DEVICE, "down")
-        assert outcome(process)["kind"] == "stalled"
+        assert outcome(process)["kind"] == "link_lost"
 
 
 def test_an_unreachable_peer_is_said_to_be_unreachable(bucket: str) -> None:

@@ -229,7 +229,21 @@ async def test_forged_answers_are_passed_over() -> None:
         return [wrong_id, response_to(other, "192.0.2.66"), response_to(wire)]
 
     async with resolver(attack) as (_, address):
-        assert (await ask(address)).addresses == (ADDRESS,)
+        answer = await ask(address)
+    assert (answer.addresses, answer.strays) == ((ADDRESS,), 2)
+
+
+async def test_what_came_instead_of_an_answer_is_told() -> None:
+    """Silence but for answers to something else: timed_out, and the detail counts them."""
+
+    def attack(wire: bytes) -> list[bytes]:
+        return [bytes([wire[0] ^ 1]) + response_to(wire)[1:]] * 3
+
+    async with resolver(attack) as (_, address):
+        with pytest.raises(MeasurementFailedError) as caught:
+            await ask(address)
+    assert caught.value.failure.kind is FailureKind.TIMED_OUT
+    assert "3 answers to something else came" in caught.value.failure.detail
 
 
 async def test_an_answer_from_another_port_is_not_heard() -> None:

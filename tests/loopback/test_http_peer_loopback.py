@@ -284,3 +284,44 @@ async def test_serve_says_when_it_cannot_start() -> None:
         settings = PeerSettings(host="127.0.0.1", http_port=taken.getsockname()[1], stamp_port=0)
         with pytest.raises(OSError, match="in use"):
             await serve(settings)
+
+
+def test_a_part_is_served_as_a_part(start: Callable[..., HttpPeer]) -> None:
+    """206 with the range that it is (RFC 9110 section 15.3.7), exactly as long, on a connection that goes on."""
+    peer = start()
+    with httpx.Client(trust_env=False) as client:
+        for first, last in ((0, 99_999), (5_000_000, 12_345_678)):
+            answer = client.get(f"http://127.0.0.1:{peer.port}/download", headers={"Range": f"bytes={first}-{last}"})
+            assert answer.status_code == 206
+            assert answer.headers["content-range"] == f"bytes {first}-{last}/*"
+            assert len(answer.content) == last - first + 1
+    wait_until(lambda: peer.connections == 0)
+    assert (peer.counters.accepted, peer.counters.sent_bytes) == (1, 100_000 + 7_345_679)
+
+
+def test_parts_that_are_asked_for_at_once_come_one_after_the_other(start: Callable[..., HttpPeer]) -> None:
+    """Pipelined requests (RFC 9112 section 9.3.2)."""
+    peer = start()
+    ask = b"GET /download HTTP/1.1\r\nRange: bytes=0-999\r\n\r\n"
+    end = b"GET /info HTTP/1.1\r\nConnection: close\r\n\r\n"
+    said = say(peer, ask * 3 + end)
+    assert said.count(b"HTTP/1.1 206") == 3
+    assert len(said) > 3000
+
+
+def test_a_share_that_runs_out_ends_with_what_was_promised(start: Callable[..., HttpPeer]) -> None:
+    """The last part is said to be the last, arrives whole, and requests beyond it do not reset it away."""
+    peer = start(bytes_per_connection=3 * MIB)
+    said = say(peer, b"GET /download HTTP/1.1\r\nRange: bytes=0-999999\r\n\r\n" * 6)
+    assert said.count(b"HTTP/1.1 206") == 3
+    assert said.count(b"Connection: close") == 1
+    assert 3_000_000 < len(said) < 3 * MIB
+
+
+@pytest.mark.parametrize("asked", ["bytes=5-", "bytes=-5", "bytes=0-1,4-5", "bytes=9-1", "lines=1-2", "bytes=a-b"])
+def test_other_ranges_are_ignored(start: Callable[..., HttpPeer], asked: str) -> None:
+    """The whole comes, as RFC 9110 section 14.2 allows."""
+    peer = start(bytes_per_connection=2 * MIB)
+    with httpx.Client(trust_env=False) as client:
+        answer = client.get(f"http://127.0.0.1:{peer.port}/download", headers={"Range": asked})
+    assert (answer.status_code, len(answer.content)) == (200, 2 * MIB)

@@ -117,6 +117,31 @@ def test_a_wandering_line_ends_after_five_steady_seconds() -> None:
     assert estimate.confidence_ratio > 0.03
 
 
+@pytest.mark.parametrize("burst_s", [0.1, 0.4, 0.7, 1.5])
+def test_a_token_buckets_burst_is_not_in_the_figure(burst_s: float) -> None:
+    """400 Mbit/s until the bucket is empty, then 50: the figure is 50, however long the burst."""
+    played = play(lambda time_s, _streams: (400 if time_s < burst_s else 50) * MBIT)
+    assert played.estimator.estimate().capacity_bps == pytest.approx(50 * MBIT, rel=0.02)
+
+
+def test_a_rate_that_falls_later_stays_in_the_figure() -> None:
+    """A steady second, then half the rate in mid-measurement, is the line's own doing: both count."""
+    played = play(lambda time_s, _streams: (100 + 8 * (int(time_s * 20) % 2) if time_s < 3.5 else 50) * MBIT)
+    estimate = played.estimator.estimate()
+    assert estimate.capacity_bps > 60 * MBIT
+
+
+def test_bursts_of_slow_start_on_a_long_path_are_no_plateau() -> None:
+    """At 600 ms each round trip begins with a burst at the line's rate; the mean doubles: it is still the ramp."""
+
+    def rate(time_s: float, _streams: int) -> float:
+        share = min(1.0, 0.05 * 2 ** int(time_s / 0.6))
+        return 25 * MBIT if time_s % 0.6 < 0.6 * share else 0.0
+
+    played = play(rate, rtt_s=0.6, streams_max=4)
+    assert played.estimator.estimate().capacity_bps == pytest.approx(25 * MBIT, rel=0.02)
+
+
 def test_before_the_plateau_it_is_a_lower_bound() -> None:
     """Cut off in the ramp (a data cap), the figure is the last 400 ms and is marked."""
     played = play(lambda time_s, _streams: 100 * MBIT * time_s, limit_s=0.5)

@@ -25,7 +25,7 @@ EXAMPLE = Path(fleet_module.__file__).parents[1] / "examples" / "fleet.yaml"
 BAD_FLEET = Path(__file__).parent / "bad_fleet"
 NOW = 1_800_000_000 * 10**9
 COMMANDS = ["demo", "serve", "check", "apply", "status", "measure", "quarantine", "quarantine list",
-            "quarantine show", "quarantine replay"]  # fmt: skip
+            "quarantine show", "quarantine replay", "lab", "lab list", "lab run", "lab matrix"]  # fmt: skip
 
 
 def arguments(*words: str) -> argparse.Namespace:
@@ -49,7 +49,7 @@ def test_the_help_has_examples_and_exit_codes(capsys: pytest.CaptureFixture[str]
     text = capsys.readouterr().out
     assert "exit codes:" in text
     examples = [line.split("  ")[1].split()[1:] for line in text.splitlines() if line.startswith("  fleet-controller")]
-    assert len(examples) == 7
+    assert len(examples) == 8
     for words in examples:
         assert callable(arguments(*words).run)
 

@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probe.flows.delays import Arrival, Counts, DelaySummary, LossSplit, count, quantile, split_loss, summarise
+from probe.flows.delays import (
+    Arrival,
+    Counts,
+    DelaySummary,
+    LossPattern,
+    LossSplit,
+    count,
+    loss_pattern,
+    quantile,
+    split_loss,
+    summarise,
+)
 
 MS = 1_000_000
 
@@ -123,33 +134,42 @@ def through_network(sent: int, lost_forward: set[int], lost_backward: set[int]) 
     return [answer for answer in answers if answer.sequence not in lost_backward]
 
 
+TEN = range(1, 11)
+
+
 @pytest.mark.parametrize(
     ("forward", "backward", "expected"),
     [
-        (set(), set(), LossSplit(0, 0)),
-        ({3, 4}, set(), LossSplit(2, 0)),
-        (set(), {3, 4}, LossSplit(0, 2)),
-        ({1}, {2, 5}, LossSplit(1, 2)),
+        (set(), set(), LossSplit(0, 0, 0)),
+        ({3, 4}, set(), LossSplit(2, 0, 0)),
+        (set(), {3, 4}, LossSplit(0, 2, 0)),
+        ({1}, {2, 5}, LossSplit(1, 2, 0)),
         # The last answered packet is 8: on which way 9 and 10 went missing, nobody knows.
-        ({9}, {10}, LossSplit(0, 0)),
-        ({2, 9, 10}, {3}, LossSplit(1, 1)),
+        ({9}, {10}, LossSplit(0, 0, 2)),
+        ({2, 9, 10}, {3}, LossSplit(1, 1, 2)),
     ],
 )
 def test_loss_is_split_by_way(forward: set[int], backward: set[int], expected: LossSplit) -> None:
     """A stateful reflector's numbers tell on which way a packet went missing."""
-    assert split_loss(through_network(10, forward, backward), 1) == expected
+    assert split_loss(TEN, through_network(10, forward, backward)) == expected
+
+
+def test_a_packet_that_was_never_sent_was_not_lost_on_the_way() -> None:
+    """The kernel took 1, 2, 5 and 6, of which 5 was lost on the way there: 3 and 4 are in no count."""
+    series = [Arrival(1, MS, 0), Arrival(2, MS, 1), Arrival(6, MS, 2)]
+    assert split_loss([1, 2, 5, 6], series) == LossSplit(1, 0, 0)
 
 
 def test_a_packet_doubled_on_the_way_there_does_not_hide_a_loss() -> None:
     """Packet 2 reaches the reflector twice, packet 3 never: one lost forward, none backward."""
     series = [Arrival(1, MS, 0), Arrival(2, MS, 1), Arrival(2, MS, 2), Arrival(4, MS, 3)]
-    assert split_loss(series, 1) == LossSplit(1, 0)
+    assert split_loss(range(1, 5), series) == LossSplit(1, 0, 0)
 
 
 def test_a_reply_doubled_on_the_way_back_changes_nothing() -> None:
     """The same reply twice is one reply."""
     series = [Arrival(1, MS, 0), Arrival(2, MS, 1), Arrival(2, MS, 1), Arrival(4, MS, 2)]
-    assert split_loss(series, 1) == LossSplit(1, 0)
+    assert split_loss(range(1, 5), series) == LossSplit(1, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +188,7 @@ def test_a_reply_doubled_on_the_way_back_changes_nothing() -> None:
 )
 def test_no_split_without_a_count_to_trust(series: list[Arrival]) -> None:
     """Absent, rather than a guess."""
-    assert split_loss(series, 1) is None
+    assert split_loss(range(1, 4), series) is None
 
 
 @given(
@@ -177,13 +197,48 @@ def test_no_split_without_a_count_to_trust(series: list[Arrival]) -> None:
     st.sets(st.integers(min_value=1, max_value=60)),
 )
 def test_the_split_is_exact_up_to_the_last_answer(sent: int, forward: set[int], backward: set[int]) -> None:
-    """For every pattern of loss, the split is what really happened before the last answered packet."""
+    """For every pattern of loss, the split is what really happened before the last answer, and all losses are in it."""
     series = through_network(sent, forward, backward)
+    numbers = range(1, sent + 1)
+    split = split_loss(numbers, series)
     if not series:
-        assert split_loss(series, 1) is None
+        assert split is None
         return
     last = max(arrival.sequence for arrival in series)
-    expected = LossSplit(
-        forward=len({n for n in forward if n < last}), backward=len({n for n in backward - forward if n < last})
+    assert split == LossSplit(
+        forward=len({n for n in forward if n < last}),
+        backward=len({n for n in backward - forward if n < last}),
+        unattributed=sent - last,
     )
-    assert split_loss(series, 1) == expected
+    assert split.forward + split.backward + split.unattributed == sent - len(series)
+
+
+@pytest.mark.parametrize(
+    ("lost", "expected"),
+    [
+        (set(), LossPattern(0, 0, None)),
+        ({1}, LossPattern(1, 1, None)),
+        ({10}, LossPattern(1, 1, None)),
+        ({3, 4, 5}, LossPattern(1, 3, 1.0)),
+        ({1, 3, 4, 9}, LossPattern(3, 2, 2.0)),  # distances 2 1 5
+        ({2, 6}, LossPattern(2, 1, 4.0)),
+        (set(TEN), LossPattern(1, 10, 1.0)),
+    ],
+)
+def test_loss_periods_and_distance_by_hand(lost: set[int], expected: LossPattern) -> None:
+    """RFC 3357: a loss period is a run of losses, the loss distance is from one lost packet to the next."""
+    assert loss_pattern(TEN, set(TEN) - lost) == expected
+
+
+def test_a_packet_that_was_never_sent_parts_no_burst() -> None:
+    """4 and 7 were lost, 5 and 6 never left: neighbours in the stream, so one burst of two."""
+    assert loss_pattern([3, 4, 7, 8], {3, 8}) == LossPattern(1, 2, 1.0)
+
+
+@given(st.lists(st.booleans(), max_size=80))
+def test_bursts_cover_every_loss(is_lost: list[bool]) -> None:
+    """For every pattern: bursts are as many as the runs of losses, and none is longer than the longest."""
+    runs = [len(run) for run in "".join("x" if lost else "." for lost in is_lost).split(".") if run]
+    pattern = loss_pattern(range(len(is_lost)), {place for place, lost in enumerate(is_lost) if not lost})
+    assert (pattern.bursts, pattern.burst_max_packets) == (len(runs), max(runs, default=0))
+    assert (pattern.distance_median_packets is None) == (sum(runs) < 2)

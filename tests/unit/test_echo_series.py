@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 
 from probe.errors import MeasurementFailedError
 from probe.flows.delays import Arrival
-from probe.flows.echo import Plan, Series, error_of, raise_if_failed
-from probe.flows.moments import Moment, delay_ns, now, stamp_of
+from probe.flows.moments import Moment, Stamped, delay_ns, departure_of, now, stamp_of
+from probe.flows.series import Plan, Series, raise_if_failed
 from probe.messages import FailureKind, Operation
 
 MS = 1_000_000
@@ -39,6 +40,12 @@ def test_a_clock_step_leaves_no_delay(step_ns: int) -> None:
     """Stepped between sending and receiving, before or after the stamp: absent, never wrong."""
     assert delay_ns(SENT, WALL + 10 * MS + step_ns, later(14 * MS, step_ns)) is None
     assert delay_ns(SENT, WALL + 10 * MS, later(14 * MS, step_ns)) is None
+
+
+def test_a_packet_that_seems_back_before_it_left_was_away_for_no_time() -> None:
+    """Within one host the stamps' own error is larger than the delay: 0 then; beyond it, a clock was stepped."""
+    assert delay_ns(SENT, WALL + 10 * MS, later(14 * MS), 10 * MS + 50_000) == 0
+    assert delay_ns(SENT, WALL + 10 * MS, later(14 * MS), 10 * MS + 50_001) is None
 
 
 @pytest.mark.parametrize("residence_ns", [-1, 11 * MS, 10**15])
@@ -78,14 +85,41 @@ def test_stamps_are_found_among_other_messages() -> None:
     assert stamp_of([(socket.SOL_SOCKET, 64, b"short")]) is None
 
 
-def test_network_errors_are_read_from_the_error_queue() -> None:
-    """The errno comes first in struct sock_extended_err."""
-    content = struct.pack("=IBBBBII", errno.EHOSTUNREACH, 2, 3, 1, 0, 0, 0)
+def test_a_departure_is_told_apart_from_an_error() -> None:
+    """The error queue has both: the kernel's stamp of a packet that left, with its number, and what ICMP reported."""
+    stamps = (socket.SOL_SOCKET, 65, struct.pack("=6q", 1_704_067_200, 7, 0, 0, 0, 0))
     for level, kind in ((socket.IPPROTO_IP, 11), (socket.IPPROTO_IPV6, 25)):
-        error = error_of([(level, kind, content)])
-        assert error is not None
-        assert error.errno == errno.EHOSTUNREACH
-    assert error_of([(socket.SOL_SOCKET, 64, content)]) is None
+        left = (level, kind, struct.pack("=IBBBBII", errno.ENOMSG, 4, 0, 0, 0, 0, 41))
+        queued = (level, kind, struct.pack("=IBBBBII", errno.ENOMSG, 4, 0, 0, 0, 1, 41))
+        refused = (level, kind, struct.pack("=IBBBBII", errno.ECONNREFUSED, 2, 3, 3, 0, 0, 0))
+        assert departure_of([stamps, left]) == (41, WALL + 7)
+        assert departure_of([left]) is None
+        assert departure_of([stamps, queued]) is None
+        assert departure_of([stamps, refused]) is None
+    assert departure_of([stamps]) is None
+    assert departure_of([(socket.SOL_SOCKET, 65, b"short")]) is None
+
+
+def test_delay_is_from_the_stamp_of_sending_where_there_is_one() -> None:
+    """The kernel had the packet leave 3 ms after the program sent it: these are not the line's."""
+    assert delay_ns(SENT, WALL + 10 * MS, later(14 * MS), 1 * MS, WALL + 3 * MS) == 6 * MS
+
+
+@pytest.mark.parametrize("step_ns", [-(10**9), -MS, MS, 10**9])
+def test_a_clock_step_leaves_no_delay_with_both_stamps_either(step_ns: int) -> None:
+    """Stepped before the packet left, or while it was away."""
+    left_ns, came_ns = WALL + 1 * MS, WALL + 10 * MS
+    assert delay_ns(SENT, came_ns + step_ns, later(14 * MS, step_ns), 0, left_ns + step_ns) is None
+    assert delay_ns(SENT, came_ns + step_ns, later(14 * MS, step_ns), 0, left_ns) is None
+
+
+def test_a_series_is_as_well_stamped_as_its_worst_delay() -> None:
+    """One delay of another clock and the figures are of both."""
+    series = Series()
+    assert series.stamped is None
+    for stamped in (Stamped.KERNEL_BOTH, Stamped.KERNEL_RECEIVE, Stamped.KERNEL_BOTH):
+        series.note_stamped(stamped)
+    assert series.stamped is Stamped.KERNEL_RECEIVE
 
 
 def test_the_longest_series_is_known_beforehand() -> None:
@@ -108,19 +142,29 @@ NO_ROUTE = OSError(errno.ENETUNREACH, "no route")
 NO_DEVICE = OSError(errno.ENODEV, "no such device")
 
 
+def series_of(
+    sent: int = 0,
+    arrivals: Sequence[Arrival] = (),
+    send_error: OSError | None = None,
+    network_error: OSError | None = None,
+) -> Series:
+    """A series with this outcome."""
+    return Series(list(range(1, sent + 1)), list(arrivals), send_error=send_error, network_error=network_error)
+
+
 @pytest.mark.parametrize(
     ("series", "up", "expected"),
     [
-        (Series(sent=10), True, None),
-        (Series(sent=10), False, (Operation.RECEIVE, FailureKind.LINK_LOST)),
-        (Series(sent=1, arrivals=ANSWERED), False, None),
-        (Series(sent=2, arrivals=ANSWERED), False, (Operation.RECEIVE, FailureKind.LINK_LOST)),
-        (Series(sent=10, network_error=REFUSED), True, (Operation.RECEIVE, FailureKind.REFUSED)),
-        (Series(sent=10, network_error=REFUSED, arrivals=ANSWERED), True, None),
-        (Series(send_error=NO_ROUTE), True, (Operation.SEND, FailureKind.NETWORK_UNREACHABLE)),
-        (Series(send_error=NO_ROUTE), False, (Operation.SEND, FailureKind.LINK_LOST)),
-        (Series(sent=9, send_error=NO_ROUTE, arrivals=ANSWERED), True, None),
-        (Series(sent=9, send_error=NO_DEVICE, arrivals=ANSWERED), True, (Operation.SEND, FailureKind.LINK_LOST)),
+        (series_of(sent=10), True, None),
+        (series_of(sent=10), False, (Operation.RECEIVE, FailureKind.LINK_LOST)),
+        (series_of(sent=1, arrivals=ANSWERED), False, None),
+        (series_of(sent=2, arrivals=ANSWERED), False, (Operation.RECEIVE, FailureKind.LINK_LOST)),
+        (series_of(sent=10, network_error=REFUSED), True, (Operation.RECEIVE, FailureKind.REFUSED)),
+        (series_of(sent=10, network_error=REFUSED, arrivals=ANSWERED), True, None),
+        (series_of(send_error=NO_ROUTE), True, (Operation.SEND, FailureKind.NETWORK_UNREACHABLE)),
+        (series_of(send_error=NO_ROUTE), False, (Operation.SEND, FailureKind.LINK_LOST)),
+        (series_of(sent=9, send_error=NO_ROUTE, arrivals=ANSWERED), True, None),
+        (series_of(sent=9, send_error=NO_DEVICE, arrivals=ANSWERED), True, (Operation.SEND, FailureKind.LINK_LOST)),
     ],
 )
 def test_what_is_a_failure_and_what_is_not(
@@ -128,3 +172,10 @@ def test_what_is_a_failure_and_what_is_not(
 ) -> None:
     """Silence is a value; a link that went away, a send that was never taken and a bare refusal are failures."""
     assert failure_of(series, up=up) == expected
+
+
+def test_a_failure_names_the_operation_of_its_method() -> None:
+    """What is connected to, and not sent to, fails to connect."""
+    with pytest.raises(MeasurementFailedError) as caught:
+        raise_if_failed(series_of(3, network_error=REFUSED), lambda: True, Operation.CONNECT, Operation.CONNECT)
+    assert caught.value.failure.operation is Operation.CONNECT

@@ -148,3 +148,10 @@ def test_a_bad_request_is_refused_with_its_status(wire: bytes, status: int) -> N
     with pytest.raises(RefusedRequestError) as caught:
         find_request(wire)
     assert caught.value.status == status
+
+
+def test_a_part_is_asked_for_from_the_beginning() -> None:
+    """The first 1,000 bytes are 0 to 999 (RFC 9110 section 14.1.2)."""
+    head = request_head("GET", "peer.test", "/download", agent="a", part_bytes=1000)
+    assert b"\r\nRange: bytes=0-999\r\n" in head
+    assert b"Range" not in request_head("GET", "peer.test", "/download", agent="a")

@@ -104,6 +104,25 @@ def test_a_peer_is_told_as_the_file_has_it() -> None:
 
 
 @pytest.mark.parametrize(
+    ("peer", "told"),
+    [
+        (FleetPeer(host="h", scope="domestic"), ("http", "/download", "/upload")),
+        (
+            FleetPeer(host="h", scope="domestic", protocol="librespeed", upload_path="/empty"),
+            ("librespeed", "/backend/garbage.php", "/empty"),
+        ),
+        (FleetPeer(host="h", scope="domestic", protocol="ndt7"), ("ndt7", "/ndt/v7/download", "/ndt/v7/upload")),
+    ],
+)
+def test_without_a_path_the_protocols_own_is_told(peer: FleetPeer, told: tuple[str, str, str]) -> None:
+    """An agent need not know what each protocol's servers are called by."""
+    schedule = FleetSchedule(period_s=60, actions=(FleetAction(task="round_trip", peers=("near",)),))
+    fleet = msgspec.structs.replace(fleet_of(schedules={"pulse": schedule}), peers={"near": peer})
+    (near,) = compile_instruction(fleet, "hn-01", 0).peers
+    assert (near.protocol, near.download_path, near.upload_path) == told
+
+
+@pytest.mark.parametrize(
     ("schedule", "links"),
     [
         (FleetSchedule(period_s=60, actions=(PING,), access=("fixed",)), ("fixed",)),

@@ -73,7 +73,7 @@ def test_reflector_packet_is_byte_exact() -> None:
     "garbage",
     [
         b"",
-        SENDER_BYTES[:43],
+        SENDER_BYTES[:40],
         b"\xff" * 44,
         # A reflector's packet: what must be zero in a sender's is not.
         REFLECTOR_BYTES,
@@ -91,6 +91,13 @@ def test_garbage_is_no_sender_packet(garbage: bytes) -> None:
 def test_a_longer_packet_is_read_by_its_first_44_bytes() -> None:
     """Padding and extensions (RFC 8972) stand behind."""
     assert SenderPacket.decode(SENDER_BYTES + b"\x80\x01\x00\x04abcd") == SenderPacket.decode(SENDER_BYTES)
+
+
+def test_packets_of_twamp_light_end_earlier() -> None:
+    """RFC 5357's shortest packets have 41 bytes, with every field in the place where STAMP has it."""
+    assert SenderPacket.decode(SENDER_BYTES[:41]) == SenderPacket.decode(SENDER_BYTES)
+    assert ReflectorPacket.decode(REFLECTOR_BYTES[:41]) == ReflectorPacket.decode(REFLECTOR_BYTES)
+    assert ReflectorPacket.decode(REFLECTOR_BYTES[:40]) is None
 
 
 def test_ntp_time_by_known_instants() -> None:
@@ -184,7 +191,7 @@ def test_a_forged_answer_is_not_ours() -> None:
     assert protocol.reply(answer_to(request, sender_timestamp=ntp_of(HALF_PAST_NS + 1))) is None
     assert protocol.reply(answer_to(request, sender_sequence=4)) is None
     assert protocol.reply(request) is None
-    assert protocol.reply(answer_to(request)[:43]) is None
+    assert protocol.reply(answer_to(request)[:40]) is None
 
 
 def test_padding_makes_the_packet_as_long_as_wished() -> None:

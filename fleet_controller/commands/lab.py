@@ -1,0 +1,225 @@
+"""`fleet-controller lab`: any task through any emulated line, configured against measured."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import statistics
+from collections.abc import Iterator
+from typing import Any, Final
+
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fleet_controller.commands.terminal import complain, open_console, say, say_json
+from fleet_controller.errors import ConfigError
+from fleet_controller.lab import matrix, namespaces, own_error
+from fleet_controller.lab.compare import as_builtins, compare, outcome, shown
+from fleet_controller.lab.matrix import Case, Row, Summary
+from fleet_controller.lab.profile import LinkProfile
+from fleet_controller.lab.profiles import find_profile, load_profiles
+from fleet_controller.lab.site import Run, Site
+from probe.tasks import TASKS
+from probe.tasks.base import AnyTask
+
+_OK: Final = 0
+_PROBLEMS: Final = 1
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_MEGA: Final = 1e6
+
+
+def list_(args: argparse.Namespace) -> int:
+    """Print the profiles."""
+    profiles = load_profiles(args.file)
+    if args.json:
+        say_json({name: msgspec.to_builtins(profile) for name, profile in profiles.items()})
+        return _OK
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("profile", "down Mbit/s", "up Mbit/s", "delay ms", "PDV ms", "loss %", "IP", "what it is"):
+        table.add_column(heading, justify="right" if heading[-1] in "s%" and heading != "what it is" else "left")
+    for name, one in profiles.items():
+        figures = (one.download_bps / _MEGA, one.upload_bps / _MEGA, one.delay_s * 1e3, one.jitter_s * 1e3)
+        versions = " ".join(str(version) for version in one.ip_versions)
+        loss = f"{one.loss_ratio * 100:g}"
+        table.add_row(name, *(f"{figure:g}" for figure in figures), loss, versions, one.description)
+    open_console().print(table)
+    return _OK
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure one task on one line, some times."""
+    profile = find_profile(args.profile, load_profiles(args.file))
+    task = _find_task(args.task)
+    parameters = _parameters(task, args.parameter, profile)
+    with _leaving_nothing(), Site(profile, shaper=args.shaper, nginx=args.peer == "nginx", seed=args.seed) as site:
+        results = []
+        for number in range(args.runs):
+            done = site.measure(task.name, parameters, peer=args.peer if task.needs_peer else None)
+            results.append(done)
+            if not args.json:
+                _say_run(site, done, number, args.runs)
+        if args.json:
+            say_json({"profile": args.profile, "runs": [_run_as_builtins(site, done) for done in results]})
+    return _OK if all(done.result.values is not None for done in results) else _PROBLEMS
+
+
+def run_matrix(args: argparse.Namespace) -> int:
+    """Measure all lines, or some, and say what that says of the instruments."""
+    known = load_profiles(args.file)
+    names = args.profiles.split(",") if args.profiles else list(known)
+    profiles = {name: find_profile(name, known) for name in names}
+    total = args.runs * sum(1 for name in names for _ in matrix.cases_of(name, profiles[name]))
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    done = 0
+
+    def said(case: Case, number: int, what: str) -> None:
+        nonlocal done
+        done += 1
+        console.print(f"{done:4d}/{total}  {case.profile}  {case.name}  run {number + 1}: {what}")
+
+    with _leaving_nothing():
+        rows = matrix.run_matrix(profiles, args.runs, said, nginx=args.nginx)
+    summary = matrix.summarise(rows, profiles)
+    if args.json:
+        rows_ = [matrix.row_as_builtins(row) for row in rows]
+        say_json({"rows": rows_, "summary": msgspec.to_builtins(summary), "good": summary.is_good})
+    else:
+        open_console().print(_table(rows))
+        _say_summary(summary)
+    return _OK if summary.is_good else _PROBLEMS
+
+
+def check(args: argparse.Namespace) -> int:
+    """Measure the emulated line itself: what it adds to the delay and to the rate that it was told."""
+    with _leaving_nothing():
+        delays = [error for busy_cores in (0, 1) for error in own_error.measure_delays(busy_cores)]
+        rates = own_error.measure_rates()
+    if args.json:
+        rates_ = [msgspec.to_builtins(one) | {"error_ratio": one.error_ratio} for one in rates]
+        say_json({"delays": msgspec.to_builtins(delays), "rates": rates_})
+        return _OK
+    say("What the emulated line adds to the one-way delay that it was told (microseconds, by kernel stamps):")
+    for one in delays:
+        figures = f"median {one.median_s * 1e6:+6.0f}   1 % {one.p1_s * 1e6:+6.0f}   99 % {one.p99_s * 1e6:+6.0f}"
+        say(f"  {one.direction:9} {one.busy_cores} busy cores   {figures}   of {one.packets} packets")
+    say("Full packets for a second, as they arrived:")
+    for rate in rates:
+        say(f"  {rate.rate_bps / _MEGA:6g} Mbit/s   {rate.error_ratio * 100:+.4f} %")
+    return _OK
+
+
+def _find_task(name: str) -> AnyTask:
+    if name not in TASKS:
+        raise ConfigError(name, "there is no such task", "one of " + ", ".join(sorted(TASKS)))
+    return TASKS[name]
+
+
+def _parameters(task: AnyTask, settings: list[str], profile: LinkProfile) -> dict[str, Any]:
+    """What the command line says, and the line's own IP version where it has but one."""
+    fields = task.parameters.__struct_fields__
+    versions = profile.ip_versions
+    parameters: dict[str, Any] = {"ip_version": versions[0]} if "ip_version" in fields and versions == (6,) else {}
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator:
+            raise ConfigError(f"-p {setting}", "has no value", "write KEY=VALUE")
+        try:
+            parameters[key] = msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            parameters[key] = text  # a word without quotes
+    try:
+        msgspec.convert(parameters, task.parameters)
+    except msgspec.ValidationError as error:
+        raise ConfigError("-p", str(error), f"the parameters of {task.name} are {', '.join(fields)}") from None
+    return parameters
+
+
+@contextlib.contextmanager
+def _leaving_nothing() -> Iterator[None]:
+    """Remove what killed ones left, and let the first signal end this one in order; later ones wait for that."""
+    for name in namespaces.sweep():
+        complain(f"removed {name}, left by one that was killed")
+
+    def end(number: int, _frame: object) -> None:
+        for one in _SIGNALS:
+            signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, end) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        namespaces.remove_own()
+
+
+def _say_run(site: Site, done: Run, number: int, runs: int) -> None:
+    """One run for people: how it ended, then the figures that the line decides, then the others."""
+    result = done.result
+    variant = " ".join(result.variant.values())
+    head = f"{result.task} {variant}".strip()
+    say(f"{head}{f' run {number + 1} of {runs}' if runs > 1 else ''}: {outcome(result)}")
+    said = result.failure or result.not_run
+    if said is not None and said.detail:
+        say(f"  {said.detail}")
+    for one in compare(site, done):
+        configured, measured, error = shown(one)
+        say(f"  {one.what:14} configured {configured:>16}   measured {measured:>16}   {error}")
+    for key, value in (result.values or {}).items():
+        text = f"{len(value)} items, see --json" if isinstance(value, list | dict) else value
+        say(f"  {key} = {text}")
+    say(f"  CPU of the whole program {done.cpu_s:.2f} s, its start included")
+
+
+def _run_as_builtins(site: Site, done: Run) -> dict[str, Any]:
+    compared = [as_builtins(one) for one in compare(site, done)]
+    return {"compared": compared, "cpu_s": done.cpu_s, "result": msgspec.to_builtins(done.result)}
+
+
+def _table(rows: list[Row]) -> Table:
+    table = Table(title="Configured and measured: medians over the runs", box=box.SIMPLE_HEAD)
+    for heading in ("profile", "measurement", "configured", "measured", "error", "agree", "bytes", "CPU s/GB"):
+        table.add_column(heading, justify="left" if heading in ("profile", "measurement") else "right", no_wrap=True)
+    last = ""
+    for row in rows:
+        name, last = ("" if row.case.profile == last else row.case.profile), row.case.profile
+        figures = _shown_row(row) if row.has_values else (f"{row.outcomes[-1][:60]}", "", "", "", "", "")
+        table.add_row(name, row.case.name, *figures)
+        if row.case.task == "round_trip" and (pdv := row.median(1)) is not None:
+            table.add_row("", "  PDV", *shown(pdv), "", "", "")
+    return table
+
+
+def _shown_row(row: Row) -> tuple[str, ...]:
+    one = row.median()
+    if one is None:
+        return ("", "none", "", "", "", "")
+    agreement = row.agreement_ratio()
+    return (
+        *shown(one),
+        "" if agreement is None else f"{agreement * 100:.2f} %",
+        f"{statistics.median(row.transferred_bytes) / _MEGA:.2f} MB",
+        f"{statistics.median(row.cpu_s_per_gb):.3f}" if row.cpu_s_per_gb else "",
+    )
+
+
+def _say_summary(summary: Summary) -> None:
+    say("Over all profiles (bound in brackets):")
+    for label, value, bound in (
+        ("full capacity, median error", summary.full_error_median_ratio, matrix.FULL_MEDIAN_MAX),
+        ("full capacity, worst profile", summary.full_error_worst_ratio, matrix.FULL_WORST_MAX),
+        ("capped capacity, median error", summary.capped_error_median_ratio, matrix.CAPPED_MEDIAN_MAX),
+        ("capped, most bytes of a 10 s test", summary.capped_bytes_ratio_max, None),
+        ("full capacity, runs apart at most", summary.agreement_worst_ratio, None),
+    ):
+        if value is not None:
+            say(f"  {label:34} {value * 100:7.2f} %" + (f"   ({bound * 100:g} %)" if bound is not None else ""))
+    for label, value_s in (("median", summary.delay_error_median_s), ("worst profile", summary.delay_error_worst_s)):
+        if value_s is not None:
+            say(f"  {f'median delay, error: {label}':34} {value_s * 1e3:7.3f} ms")
+    if summary.unexpected:
+        say(f"  {summary.unexpected} measurements ended otherwise than the line would have it")

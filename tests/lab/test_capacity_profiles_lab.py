@@ -1,0 +1,41 @@
+"""Capacity on the lines that are hard to measure: far, bloated, policed, poor; and with a quarter of the bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fleet_controller.lab.profile import Direction
+from fleet_controller.lab.site import Site
+
+
+def values_of(site: Site, **parameters: Any) -> dict[str, Any]:
+    """One measurement that must give values."""
+    result = site.run("capacity", parameters)
+    assert result.values is not None, result
+    return dict(result.values)
+
+
+@pytest.mark.parametrize(
+    ("profile", "direction"),
+    [("satellite", "download"), ("dsl_bloat", "upload"), ("policed", "download"), ("4g_edge", "upload")],
+)
+def test_a_hard_line_is_measured_at_its_rate(profile: str, direction: Direction) -> None:
+    """Within 5 %: 600 ms away, a second of buffer, a token bucket's burst, losses in bursts."""
+    with Site(profile) as site:
+        values = values_of(site, direction=direction)
+        expected_bps = site.profile.expected_capacity_bps(direction)
+    assert values["capacity_bps"] == pytest.approx(expected_bps, rel=0.05)
+    assert not values["lower_bound"]
+
+
+@pytest.mark.parametrize(("profile", "direction"), [("4g_edge", "download"), ("4g_good", "upload")])
+def test_a_quarter_of_the_bytes_is_enough(profile: str, direction: Direction) -> None:
+    """A cap of what 2.5 s at the line's rate would bring: within 8 %, and never more than that."""
+    with Site(profile) as site:
+        expected_bps = site.profile.expected_capacity_bps(direction)
+        max_bytes = int(expected_bps / 8 * 2.5)
+        values = values_of(site, direction=direction, mode="capped", max_bytes=max_bytes)
+    assert values["capacity_bps"] == pytest.approx(expected_bps, rel=0.08)
+    assert values["transferred_bytes"] <= max_bytes

@@ -1,0 +1,179 @@
+"""`availability` in a running agent: windows without a gap, through a peer that dies, a stop and a kill."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import socket
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from agent_rig import AGENT_ID, AgentRig, often
+
+from fleet_controller.lab.services import free_port
+from probe.clock import NS_PER_S, SystemClock
+from probe.config import LinkConfig
+from probe.links import Link
+from probe.messages import Action, NotRunReason, Peer, Result, encode
+from probe.schedule import Slots
+from probe.tasks.availability import AvailabilityParameters, measure
+from probe.tasks.base import Context
+from probe.windows import window_from
+
+INTERVAL_S = 0.5
+PERIOD_S = 4.0
+TIME_OUT_S = 30.0
+# The agent watches by STAMP, which needs no permission; two losses are an outage, to keep the test short.
+WATCH = Action(
+    name="watch",
+    task="availability",
+    peers=("near",),
+    parameters={"method": "stamp", "interval_s": INTERVAL_S, "time_out_s": 1.0, "losses": 2},
+)
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[AgentRig]:
+    """A peer, and an agent that has been told to watch it. Without a broker, what it measures stays in its spool."""
+    made = AgentRig(tmp_path / "rig")
+    made.state_dir.mkdir(parents=True)
+    told = encode(made.instruction(often(WATCH, period_s=PERIOD_S)))
+    (made.state_dir / "instruction.json").write_bytes(told)
+    try:
+        made.peer.start()
+        made.agent.start()
+        yield made
+    finally:
+        made.stop()
+
+
+def results_of(rig: AgentRig) -> list[Result]:
+    """Everything in the spool that is finished, in order of time."""
+    spool = rig.state_dir / "spool.db"
+    if not spool.exists():
+        return []
+    with closing(sqlite3.connect(f"file:{spool}?mode=ro", uri=True, timeout=10)) as connection:
+        rows = connection.execute("SELECT body FROM results ORDER BY start_unix_ns").fetchall()
+    return [msgspec.json.decode(body, type=Result) for (body,) in rows]
+
+
+def wait_for(rig: AgentRig, wanted: Callable[[list[Result]], bool]) -> list[Result]:
+    """The results, once they are as wanted."""
+    deadline = time.monotonic() + TIME_OUT_S
+    while not wanted(found := results_of(rig)):
+        assert time.monotonic() < deadline, f"{found}\n{rig.log()}"
+        time.sleep(0.2)
+    return found
+
+
+def values_of(result: Result) -> dict[str, Any]:
+    """What it saw."""
+    assert result.values is not None, result.not_run
+    return result.values
+
+
+def end_s(result: Result) -> float:
+    """When a window ended."""
+    return result.start_unix_ns / NS_PER_S + float(values_of(result)["window_s"])
+
+
+def outages_of(windows: list[Result]) -> list[tuple[float, float]]:
+    """When the peer was away, from when until when: what the end of a window cut in two is joined again.
+
+    This is what whoever reads the database has to do.
+    """
+    joined: list[tuple[float, float]] = []
+    for window in windows:
+        for sample in values_of(window).get("outages", ()):
+            start_s = window.start_unix_ns / NS_PER_S + sample["offset_s"]
+            if joined and sample.get("open_at_start") and start_s - joined[-1][1] < INTERVAL_S:
+                joined[-1] = joined[-1][0], start_s + sample["duration_s"]
+            else:
+                joined.append((start_s, start_s + sample["duration_s"]))
+    return joined
+
+
+def test_windows_follow_one_another(rig: AgentRig) -> None:
+    """Each begins where the one before ended, at once after the start; an outage over two of them is one outage.
+
+    The peer dies shortly before a window ends and comes back in the next one: port unreachable says that it is the
+    peer's outage, and where the two windows meet nothing is lost.
+    """
+    started_s = time.time()
+    slots = Slots(AGENT_ID, "often", "fixed0", round(PERIOD_S * NS_PER_S))
+    bound_s = window_from(time.time_ns() + 2 * NS_PER_S, slots.period_ns, slots.phase_ns()).end_unix_ns / NS_PER_S
+    time.sleep(bound_s - 1.2 - time.time())
+    died_s = time.time()
+    rig.peer.kill()
+    time.sleep(2.4)
+    rig.peer.start()
+    back_s = time.time()
+    windows = wait_for(rig, lambda found: bool(found) and end_s(found[-1]) > back_s + 1)
+    assert windows[0].start_unix_ns / NS_PER_S - started_s < 3
+    for one, following in itertools.pairwise(windows):
+        assert following.start_unix_ns / NS_PER_S == pytest.approx(end_s(one), abs=INTERVAL_S)
+        assert following.cycle_number == (one.cycle_number or 0) + 1
+    ((start_s, stop_s),) = outages_of(windows)
+    assert start_s == pytest.approx(died_s, abs=1)
+    assert stop_s == pytest.approx(back_s, abs=1)
+    states = {sample["state"] for window in windows for sample in values_of(window).get("outages", ())}
+    assert states == {"down_peer"}
+    assert sum("outages" in values_of(window) for window in windows) == 2
+
+
+def test_a_stop_tells_what_was_seen_and_a_kill_that_it_was_cut_off(rig: AgentRig) -> None:
+    """A window that is ended by SIGTERM has values up to then; one that a power cut ended is `interrupted`.
+
+    After either the agent watches again at once.
+    """
+    # A first window lasts for half a period at least, and the agent takes a moment to start.
+    time.sleep(PERIOD_S / 2)
+    stopped_s = time.time()
+    rig.end_with(signal.SIGTERM)
+    rig.agent.start()
+    time.sleep(PERIOD_S / 2)
+    killed_s = time.time()
+    rig.agent.kill()
+    rig.agent.start()
+    wait_for(rig, lambda found: len(found) >= 2)
+    time.sleep(PERIOD_S / 2)
+    rig.end_with(signal.SIGTERM)
+    stopped, cut_off, after = results_of(rig)
+    assert stopped.start_unix_ns / NS_PER_S < stopped_s
+    assert end_s(stopped) == pytest.approx(stopped_s, abs=1)
+    assert cut_off.not_run is not None
+    assert cut_off.not_run.reason is NotRunReason.INTERRUPTED
+    assert stopped_s < cut_off.start_unix_ns / NS_PER_S < killed_s < after.start_unix_ns / NS_PER_S < killed_s + 3
+    assert values_of(after)["packets_answered"] > 1
+
+
+class NoWallClock(SystemClock):
+    """A clock by which nobody may time anything."""
+
+    def wall_ns(self) -> int:
+        """As probe.clock.Clock."""
+        raise AssertionError("a step of the wall clock would count")
+
+
+async def test_the_wall_clock_does_not_matter() -> None:
+    """A window, its outage and its end are timed without it; a peer that never listened is the peer's outage."""
+    parameters = msgspec.convert(WATCH.parameters, AvailabilityParameters)
+    context = Context(
+        clock=NoWallClock(),
+        time_out_s=20,
+        link=Link(LinkConfig(name="fixed0", interface="lo")),
+        peer=Peer(name="near", host="127.0.0.1", stamp_port=free_port(kind=socket.SOCK_DGRAM)),
+        window_s=2.2,
+    )
+    values = await measure(context, parameters)
+    assert values.window_s == pytest.approx(2.2, abs=0.5)
+    assert values.down_peer_s == values.window_s
+    assert (values.packets_sent, values.packets_answered) == (5, 0)
+    (outage,) = values.outages
+    assert (outage.open_at_start, outage.open_at_end, outage.packets_lost) == (True, True, 5)
