@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from probe.flows.core_time import ended_wait_ns, thread_wait_ns
+from probe.flows.bulk.core_time import ended_wait_ns, thread_wait_ns
 
 LOOPBACK = "lo"  # no line ends there: everything of the host passes, at no negotiated speed
 

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from probe.errors import MeasurementFailedError
-from probe.flows.wire import PlainWire, Wire
+from probe.flows.bulk.wire import PlainWire, Wire
 from probe.peer.http_request import RefusedRequestError, Request, find_request
 
 _RECEIVE_BYTES: Final = 64 * 1024

@@ -19,9 +19,9 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from probe.flows.random_source import random_source
-from probe.flows.tls_wire import TlsWire
-from probe.flows.wire import PlainWire
+from probe.flows.bulk.random_source import random_source
+from probe.flows.bulk.tls_wire import TlsWire
+from probe.flows.bulk.wire import PlainWire
 from probe.peer.http_connection import Connection, Limits, busy_head
 from probe.peer.server_tls import ServerTls
 

@@ -21,15 +21,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from probe.clock import Clock, SystemClock
-from probe.flows.echo import ANCILLARY_BYTES, DATAGRAM_BYTES_MAX
-from probe.flows.moments import ask_for_stamps, stamp_of
-from probe.flows.stamp_authenticated import (
+from probe.flows.echo.engine import ANCILLARY_BYTES, DATAGRAM_BYTES_MAX
+from probe.flows.echo.stamp_authenticated import (
     AUTHENTICATED_BYTES,
     decode_sender,
     encode_reflector,
     key_of,
 )
-from probe.flows.stamp_packets import PACKET_BYTES, ReflectorPacket, SenderPacket, error_estimate_of, ntp_of
+from probe.flows.echo.stamp_packets import PACKET_BYTES, ReflectorPacket, SenderPacket, error_estimate_of, ntp_of
+from probe.flows.moments import ask_for_stamps, stamp_of
 from probe.peer.send_lag import SendLag
 
 _LOG = logging.getLogger(__name__)

@@ -16,10 +16,10 @@ import msgspec
 
 from probe.clock import NS_PER_S
 from probe.errors import MeasurementFailedError, NotRunError
-from probe.flows.dns import resolve_host
-from probe.flows.outages import Rules, Segment, State, decided_until_s, segments_of
-from probe.flows.voices import Opener, echo_opener, stamp_opener
-from probe.flows.watch import QUICK_S, STALL_S, Learned, Watch
+from probe.flows.dns.query import resolve_host
+from probe.flows.watching.outages import Rules, Segment, State, decided_until_s, segments_of
+from probe.flows.watching.voices import Opener, echo_opener, stamp_opener
+from probe.flows.watching.watch import QUICK_S, STALL_S, Learned, Watch
 from probe.links import Link
 from probe.messages import FailureKind, NotRunReason, Peer
 from probe.tasks.base import WINDOW_S_MAX, Context, Load, Parameters, Sample, TaskType, Values

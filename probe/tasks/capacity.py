@@ -16,14 +16,14 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from probe.errors import MeasurementFailedError, NotRunError
-from probe.flows.bulk_result import Transfer
-from probe.flows.channel import blame_link
-from probe.flows.delays import DelaySummary
-from probe.flows.dns import resolve_host
-from probe.flows.loaded_delay import IDLE_PLAN, DelayWatch, LoadedDelays, StampFlow, idle_delay
-from probe.flows.stream import CONNECT_TIME_OUT_S, REQUEST_TIME_OUT_S, Order
-from probe.flows.tcp import transfer
-from probe.flows.wire import TLS_TIME_OUT_S, TlsTerms
+from probe.flows.bulk.result import Transfer
+from probe.flows.bulk.stream import CONNECT_TIME_OUT_S, REQUEST_TIME_OUT_S, Order
+from probe.flows.bulk.transfer import transfer
+from probe.flows.bulk.wire import TLS_TIME_OUT_S, TlsTerms
+from probe.flows.dns.query import resolve_host
+from probe.flows.echo.delays import DelaySummary
+from probe.flows.http.channel import blame_link
+from probe.flows.load.loaded_delay import IDLE_PLAN, DelayWatch, LoadedDelays, StampFlow, idle_delay
 from probe.messages import NotRunReason, Peer, bulk_protocol
 from probe.tasks.base import Context, Load, Parameters, Sample, TaskType, Usage, Values
 

@@ -16,11 +16,9 @@ import msgspec
 
 from probe.config import split_host_port
 from probe.errors import MeasurementFailedError
-from probe.flows import dns_message
-from probe.flows.channel import blame_link
-from probe.flows.dns import question_for, reachable_resolvers
-from probe.flows.dns_exchange import Answer, Server
-from probe.flows.dns_extras import (
+from probe.flows.dns import message as dns_message
+from probe.flows.dns.exchange import Answer, Server
+from probe.flows.dns.extras import (
     DNSSEC_QUESTIONS,
     EGRESS_QUESTIONS,
     IDENTITY_QUESTIONS,
@@ -29,8 +27,10 @@ from probe.flows.dns_extras import (
     egress,
     identity,
 )
-from probe.flows.dns_message import NO_ERROR, check_rcode
-from probe.flows.dns_session import PORT_OF, Session, Transport, Where, open_session
+from probe.flows.dns.message import NO_ERROR, check_rcode
+from probe.flows.dns.query import question_for, reachable_resolvers
+from probe.flows.dns.session import PORT_OF, Session, Transport, Where, open_session
+from probe.flows.http.channel import blame_link
 from probe.links import Link
 from probe.tasks.base import Context, Load, Parameters, TaskType, Values
 

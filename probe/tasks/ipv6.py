@@ -16,9 +16,12 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from probe.errors import NotRunError
-from probe.flows import icmp
-from probe.flows.delays import summarise
-from probe.flows.dual_stack import (
+from probe.flows.echo import icmp
+from probe.flows.echo.delays import summarise
+from probe.flows.echo.engine import EchoProtocol, Plan
+from probe.flows.echo.series import Series
+from probe.flows.echo.stamp import PACKET_BYTES, StampProtocol
+from probe.flows.ipv6.dual_stack import (
     LOOKUP_S_MAX,
     Connected,
     ask_resolver,
@@ -31,14 +34,11 @@ from probe.flows.dual_stack import (
     paired_delays_s,
     usable_versions,
 )
-from probe.flows.echo import EchoProtocol, Plan
-from probe.flows.family import ANYWHERE, Family, State, local_state, raise_if_dead
-from probe.flows.happy_eyeballs import Winner, winner_of
-from probe.flows.ipv6_addresses import InterfaceAddress, Origin, addresses_of
-from probe.flows.path_mtu import PathMtu, find
-from probe.flows.series import Series
-from probe.flows.sized_echoes import SizedEchoes
-from probe.flows.stamp import PACKET_BYTES, StampProtocol
+from probe.flows.ipv6.family import ANYWHERE, Family, State, local_state, raise_if_dead
+from probe.flows.ipv6.happy_eyeballs import Winner, winner_of
+from probe.flows.ipv6.addresses import InterfaceAddress, Origin, addresses_of
+from probe.flows.ipv6.path_mtu import PathMtu, find
+from probe.flows.ipv6.sized_echoes import SizedEchoes
 from probe.links import IpVersion, Link
 from probe.messages import NotRunReason, Peer
 from probe.tasks.base import Context, Load, Parameters, TaskType, Values

@@ -15,12 +15,12 @@ import msgspec
 
 from probe.clock import NS_PER_S
 from probe.errors import MeasurementFailedError, NotRunError
-from probe.flows.dns import resolve_host
+from probe.flows.dns.query import resolve_host
 from probe.flows.faults import failed
-from probe.flows.hops import Hop, Unreachable, hash_of, path_of, paths_agree
-from probe.flows.trace import Trace, prepare
-from probe.flows.trace_probes import EchoProbes, StampProbes, TraceProbes
-from probe.flows.traced import EndedBy, Traced, TracePlan, raise_if_failed
+from probe.flows.path.hops import Hop, Unreachable, hash_of, path_of, paths_agree
+from probe.flows.path.trace import Trace, prepare
+from probe.flows.path.trace_probes import EchoProbes, StampProbes, TraceProbes
+from probe.flows.path.traced import EndedBy, Traced, TracePlan, raise_if_failed
 from probe.links import Link
 from probe.messages import FailureKind, NotRunReason, Operation
 from probe.tasks.base import Context, Load, Parameters, Sample, TaskType, Values

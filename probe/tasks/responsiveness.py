@@ -17,16 +17,16 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from probe.errors import MeasurementFailedError, NotRunError
-from probe.flows.bulk import Transfer, Watch
-from probe.flows.delays import DelaySummary
-from probe.flows.dns import resolve_host
-from probe.flows.foreign_probe import Target, probe_once
-from probe.flows.loaded_delay import IDLE_PLAN, DelayWatch, LoadedDelays, StampFlow, idle_delay
-from probe.flows.responsiveness import SelfProbe, WorkingConditions
-from probe.flows.stream import CONNECT_TIME_OUT_S, REQUEST_TIME_OUT_S, Order
-from probe.flows.tcp import transfer
-from probe.flows.tls_contexts import TlsContexts
-from probe.flows.wire import TlsTerms
+from probe.flows.bulk.run import Transfer, Watch
+from probe.flows.bulk.stream import CONNECT_TIME_OUT_S, REQUEST_TIME_OUT_S, Order
+from probe.flows.bulk.tls_contexts import TlsContexts
+from probe.flows.bulk.transfer import transfer
+from probe.flows.bulk.wire import TlsTerms
+from probe.flows.dns.query import resolve_host
+from probe.flows.echo.delays import DelaySummary
+from probe.flows.load.foreign_probe import Target, probe_once
+from probe.flows.load.loaded_delay import IDLE_PLAN, DelayWatch, LoadedDelays, StampFlow, idle_delay
+from probe.flows.load.responsiveness import SelfProbe, WorkingConditions
 from probe.links import Link
 from probe.messages import FailureKind, NotRunReason, Operation, Peer
 from probe.tasks.base import Context, Load, Parameters, Sample, TaskType, Values

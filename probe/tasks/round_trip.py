@@ -12,14 +12,14 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from probe.flows import delays, icmp
-from probe.flows.dns import resolve_host
-from probe.flows.echo import Echo, EchoProtocol, prepare
+from probe.flows.dns.query import resolve_host
+from probe.flows.echo import delays, icmp
+from probe.flows.echo.engine import Echo, EchoProtocol, prepare
+from probe.flows.echo.route_check import route_error_v4
+from probe.flows.echo.series import Plan, Series, raise_if_failed
+from probe.flows.echo.stamp import PACKET_BYTES, StampProtocol
+from probe.flows.echo.tcp_connect import WAITING_MAX, Connect
 from probe.flows.faults import failed
-from probe.flows.route_check import route_error_v4
-from probe.flows.series import Plan, Series, raise_if_failed
-from probe.flows.stamp import PACKET_BYTES, StampProtocol
-from probe.flows.tcp_connect import WAITING_MAX, Connect
 from probe.links import Link
 from probe.messages import Operation, Peer
 from probe.tasks.base import Context, Load, Parameters, TaskType, Values

@@ -12,9 +12,9 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from probe.errors import MeasurementFailedError, NotRunError
-from probe.flows.channel import blame_link
-from probe.flows.http_exchange import HttpResponse
-from probe.flows.page import REDIRECTS_MAX, URL_CHARACTERS_MAX, Address, Page, PageOrder, fetch
+from probe.flows.http.channel import blame_link
+from probe.flows.http.exchange import HttpResponse
+from probe.flows.web.page import REDIRECTS_MAX, URL_CHARACTERS_MAX, Address, Page, PageOrder, fetch
 from probe.messages import FailureKind, NotRunReason, Operation, Peer
 from probe.tasks.base import Context, Load, Parameters, TaskType, Values
 from probe.tasks.dns import FullName, HttpPath

@@ -19,9 +19,9 @@ from fleet_controller.lab.line import LinkProfile, line_pair
 from fleet_controller.lab.namespaces import entered, namespace
 from probe.clock import _LIBC, SystemClock, _Timex
 from probe.config import LinkConfig
-from probe.flows.delays import loss_pattern
-from probe.flows.echo import Echo, Plan, prepare
-from probe.flows.stamp import StampProtocol
+from probe.flows.echo.delays import loss_pattern
+from probe.flows.echo.engine import Echo, Plan, prepare
+from probe.flows.echo.stamp import StampProtocol
 from probe.links import Link
 from probe.tasks.base import Usage
 from probe.tasks.round_trip import RoundTripValues, values_of

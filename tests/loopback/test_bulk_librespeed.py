@@ -11,8 +11,8 @@ from librespeed_server import LibreSpeedServer, Manner
 
 from probe.clock import SystemClock
 from probe.config import LinkConfig
-from probe.flows.librespeed import POST_BYTES_MAX
-from probe.flows.stream import Direction, Order
+from probe.flows.bulk.librespeed import POST_BYTES_MAX
+from probe.flows.bulk.stream import Direction, Order
 from probe.links import Link
 from probe.messages import BULK_PATHS, FailureKind, Operation, Peer
 from probe.tasks.base import Context

@@ -20,9 +20,9 @@ from websockets.typing import Subprotocol
 
 from probe.clock import SystemClock
 from probe.config import LinkConfig
-from probe.flows import ndt7_session
-from probe.flows.ndt7 import FRAME_BYTES
-from probe.flows.stream import Direction, Order
+from probe.flows.bulk import ndt7_session
+from probe.flows.bulk.ndt7 import FRAME_BYTES
+from probe.flows.bulk.stream import Direction, Order
 from probe.links import Link
 from probe.messages import BULK_PATHS, FailureKind, Operation, Peer
 from probe.tasks.base import Context

@@ -19,8 +19,8 @@ from fleet_controller.lab.services import Service, answers, find_program, free_p
 from probe.clock import SystemClock
 from probe.config import LinkConfig
 from probe.errors import NotRunError
-from probe.flows import tls_contexts
-from probe.flows.stream import Direction
+from probe.flows.bulk import tls_contexts
+from probe.flows.bulk.stream import Direction
 from probe.links import Link
 from probe.messages import ClockReading, ClockState, FailureKind, NotRunReason, Operation, Peer
 from probe.peer.http_peer import HttpPeer

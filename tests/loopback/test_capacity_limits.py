@@ -18,8 +18,8 @@ from bulk_rig import BOTH, HOST, MIB, Scripted, order, run
 from fleet_controller.lab.nginx import Nginx
 from fleet_controller.lab.services import free_port
 from probe.errors import MeasurementFailedError, NotRunError
-from probe.flows.estimate import StopReason
-from probe.flows.stream import Direction
+from probe.flows.bulk.estimate import StopReason
+from probe.flows.bulk.stream import Direction
 from probe.flows.tcp_info import read_tcp_info
 from probe.messages import FailureKind, NotRunReason
 from probe.peer.http_connection import Limits

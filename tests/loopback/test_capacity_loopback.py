@@ -20,10 +20,10 @@ from fleet_controller.lab.services import Service, answers, find_program, free_p
 from probe.clock import SystemClock
 from probe.config import LinkConfig
 from probe.errors import MeasurementFailedError, NotRunError
-from probe.flows.bulk import Transfer
-from probe.flows.estimate import StopReason
-from probe.flows.stream import Direction, Order
-from probe.flows.tcp import transfer
+from probe.flows.bulk.estimate import StopReason
+from probe.flows.bulk.run import Transfer
+from probe.flows.bulk.stream import Direction, Order
+from probe.flows.bulk.transfer import transfer
 from probe.links import IpVersion, Link
 from probe.messages import FailureKind, NotRunReason, Operation, Peer
 from probe.peer.http_connection import Limits

@@ -11,12 +11,12 @@ import pytest
 
 from probe.clock import SystemClock
 from probe.config import LinkConfig
-from probe.flows import echo
-from probe.flows.echo import Echo, Plan, prepare
-from probe.flows.icmp import IcmpProtocol, open_echo
+from probe.flows.echo import engine as echo
+from probe.flows.echo.engine import Echo, Plan, prepare
+from probe.flows.echo.icmp import IcmpProtocol, open_echo
+from probe.flows.echo.series import Series
+from probe.flows.echo.stamp import StampProtocol
 from probe.flows.moments import Moment, Stamped
-from probe.flows.series import Series
-from probe.flows.stamp import StampProtocol
 from probe.links import IpVersion, Link
 from probe.messages import Peer
 from probe.peer.reflector import Reflector

@@ -20,7 +20,7 @@ from fleet_controller.lab.services import Dnsmasq, free_port
 from probe.clock import SystemClock
 from probe.config import LinkConfig
 from probe.errors import MeasurementFailedError, NotRunError
-from probe.flows.dns import Answer, query, resolve_host
+from probe.flows.dns.query import Answer, query, resolve_host
 from probe.links import Link
 from probe.messages import FailureKind, NotRunReason, Operation
 from probe.tasks.base import Context

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from probe import __version__
-from probe.flows.stamp_packets import PACKET_BYTES, ReflectorPacket, SenderPacket
+from probe.flows.echo.stamp_packets import PACKET_BYTES, ReflectorPacket, SenderPacket
 from probe.peer.http_connection import Limits
 from probe.peer.http_peer import HttpPeer, client_of
 from probe.peer.serve import PeerSettings, serve

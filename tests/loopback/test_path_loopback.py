@@ -14,8 +14,8 @@ from probe.config import LinkConfig
 from probe.errors import MeasurementFailedError, NotRunError
 from probe.flows import moments
 from probe.flows.moments import Moment
-from probe.flows.trace import Trace, prepare
-from probe.flows.trace_probes import StampProbes
+from probe.flows.path.trace import Trace, prepare
+from probe.flows.path.trace_probes import StampProbes
 from probe.links import Link
 from probe.messages import FailureKind, NotRunReason, Operation, Peer
 from probe.peer.reflector import Reflector

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from probe.flows.stamp_packets import ReflectorPacket, SenderPacket, ntp_of, unix_ns_of
+from probe.flows.echo.stamp_packets import ReflectorPacket, SenderPacket, ntp_of, unix_ns_of
 from probe.peer import reflector as reflector_module
 from probe.peer.reflector import Reflector
 

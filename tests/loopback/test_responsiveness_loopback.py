@@ -16,7 +16,7 @@ from fleet_controller.lab.services import free_port
 from probe.clock import SystemClock
 from probe.config import LinkConfig
 from probe.errors import MeasurementFailedError
-from probe.flows.foreign_probe import Target, probe_once
+from probe.flows.load.foreign_probe import Target, probe_once
 from probe.links import Link
 from probe.messages import FailureKind, Operation, Peer
 from probe.peer.http_peer import HttpPeer

@@ -13,13 +13,13 @@ import pytest
 from probe.clock import SystemClock
 from probe.config import LinkConfig
 from probe.errors import MeasurementFailedError, NotRunError
-from probe.flows import echo
-from probe.flows.echo import Echo, Plan, prepare
-from probe.flows.icmp import IcmpProtocol, open_echo
+from probe.flows.echo import engine as echo
+from probe.flows.echo.engine import Echo, Plan, prepare
+from probe.flows.echo.icmp import IcmpProtocol, open_echo
+from probe.flows.echo.series import raise_if_failed
+from probe.flows.echo.stamp import StampProtocol
+from probe.flows.echo.stamp_packets import ReflectorPacket, SenderPacket, ntp_of
 from probe.flows.moments import Moment, now
-from probe.flows.series import raise_if_failed
-from probe.flows.stamp import StampProtocol
-from probe.flows.stamp_packets import ReflectorPacket, SenderPacket, ntp_of
 from probe.links import IpVersion, Link
 from probe.messages import FailureKind, NotRunReason, Operation, Peer
 from probe.peer.reflector import Reflector

@@ -15,9 +15,9 @@ import pytest
 from probe.clock import SystemClock
 from probe.config import LinkConfig
 from probe.errors import NotRunError
+from probe.flows.echo.stamp import StampProtocol
+from probe.flows.echo.stamp_authenticated import decode_reflector
 from probe.flows.moments import Moment
-from probe.flows.stamp import StampProtocol
-from probe.flows.stamp_authenticated import decode_reflector
 from probe.links import IpVersion, Link
 from probe.messages import NotRunReason, Peer
 from probe.peer.reflector import Reflector

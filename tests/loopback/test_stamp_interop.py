@@ -19,7 +19,7 @@ from scapy.contrib.stamp import (  # type: ignore[import-untyped,unused-ignore]
 
 from probe.clock import SystemClock
 from probe.config import LinkConfig
-from probe.flows.stamp_packets import NTP_UNIX_OFFSET_S, ReflectorPacket, SenderPacket, ntp_of
+from probe.flows.echo.stamp_packets import NTP_UNIX_OFFSET_S, ReflectorPacket, SenderPacket, ntp_of
 from probe.links import Link
 from probe.messages import Peer
 from probe.peer.reflector import Reflector

@@ -13,8 +13,8 @@ import pytest
 from probe.clock import SystemClock
 from probe.config import LinkConfig
 from probe.errors import MeasurementFailedError, NotRunError
-from probe.flows.series import Plan
-from probe.flows.tcp_connect import Connect
+from probe.flows.echo.series import Plan
+from probe.flows.echo.tcp_connect import Connect
 from probe.links import IpVersion, Link
 from probe.messages import FailureKind, NotRunReason, Operation, Peer
 from probe.tasks.base import Context

@@ -14,10 +14,10 @@ import pytest
 from certificates import Pair
 
 from probe.errors import MeasurementFailedError
-from probe.flows.bulk import Transfer
-from probe.flows.stream import Direction, Order
-from probe.flows.tcp import transfer
-from probe.flows.wire import TlsTerms
+from probe.flows.bulk.run import Transfer
+from probe.flows.bulk.stream import Direction, Order
+from probe.flows.bulk.transfer import transfer
+from probe.flows.bulk.wire import TlsTerms
 from probe.messages import FailureKind, Operation
 
 BOTH: tuple[Direction, ...] = ("download", "upload")

@@ -28,7 +28,7 @@ import msgspec
 from probe.clock import SystemClock
 from probe.config import LinkConfig
 from probe.errors import MeasurementFailedError, NotRunError
-from probe.flows.icmp import open_echo
+from probe.flows.echo.icmp import open_echo
 from probe.links import Link
 from probe.messages import Peer
 from probe.tasks.base import Context

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fleet_controller.lab.namespaces import entered, run_ip
-from probe.flows.icmp import checksum
+from probe.flows.echo.icmp import checksum
 
 SOURCE, DESTINATION = "10.88.0.1", "10.89.0.1"
 DEVICE = "wan0"

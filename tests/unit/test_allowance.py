@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probe.flows.allowance import PART_BYTES_MIN, Allowance
+from probe.flows.bulk.allowance import PART_BYTES_MIN, Allowance
 
 MB = 1_000_000
 

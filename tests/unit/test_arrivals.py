@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from probe.flows.arrivals import WaitingHere, waiting_at_receiver_bytes
+from probe.flows.bulk.arrivals import WaitingHere, waiting_at_receiver_bytes
 from probe.flows.tcp_info import TcpInfo
 
 SEGMENT = 1448

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from probe.flows.bulk_result import TcpFacts, tcp_facts
+from probe.flows.bulk.result import TcpFacts, tcp_facts
 from probe.flows.tcp_info import TcpInfo
 
 BLANK = TcpInfo()

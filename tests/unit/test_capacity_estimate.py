@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probe.flows.estimate import (
+from probe.flows.bulk.estimate import (
     SAMPLE_PERIOD_S,
     Advice,
     CapacityEstimator,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probe.flows.delays import (
+from probe.flows.echo.delays import (
     Arrival,
     Counts,
     DelaySummary,

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from probe.clock import NS_PER_S
 from probe.errors import MeasurementFailedError
-from probe.flows.channel import arrival_ns
-from probe.flows.dns_message import NotTheAnswerError, Question, UnreadableError, Wishes, check_rcode, printable
+from probe.flows.dns.message import NotTheAnswerError, Question, UnreadableError, Wishes, check_rcode, printable
+from probe.flows.http.channel import arrival_ns
 from probe.flows.moments import Moment
 from probe.messages import FailureKind
 

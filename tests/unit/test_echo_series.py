@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probe.errors import MeasurementFailedError
-from probe.flows.delays import Arrival
+from probe.flows.echo.delays import Arrival
+from probe.flows.echo.series import Plan, Series, raise_if_failed
 from probe.flows.moments import Moment, Stamped, delay_ns, departure_of, now, stamp_of
-from probe.flows.series import Plan, Series, raise_if_failed
 from probe.messages import FailureKind, Operation
 
 MS = 1_000_000

@@ -5,11 +5,11 @@ import errno
 import pytest
 
 from probe.errors import MeasurementFailedError
-from probe.flows.delays import Arrival
-from probe.flows.dual_stack import Connected, Lookup, difference_s, paired_delays_s
-from probe.flows.family import Family, State, is_answered, raise_if_dead
-from probe.flows.path_mtu import PathMtu
-from probe.flows.series import Series
+from probe.flows.echo.delays import Arrival
+from probe.flows.echo.series import Series
+from probe.flows.ipv6.dual_stack import Connected, Lookup, difference_s, paired_delays_s
+from probe.flows.ipv6.family import Family, State, is_answered, raise_if_dead
+from probe.flows.ipv6.path_mtu import PathMtu
 from probe.links import IpVersion
 from probe.messages import FailureKind, Operation
 

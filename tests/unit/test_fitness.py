@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from probe.config import LinkConfig
-from probe.flows import core_time
-from probe.flows.core_time import counted, ended_wait_ns, thread_wait_ns
+from probe.flows.bulk import core_time
+from probe.flows.bulk.core_time import counted, ended_wait_ns, thread_wait_ns
 from probe.links import Link
 from probe.measure import host_readings
 from probe.measure.fitness import Begun, FitnessJudge, Measured, judge

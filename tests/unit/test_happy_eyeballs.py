@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from probe.flows.happy_eyeballs import Attempt, Winner, winner_of
+from probe.flows.ipv6.happy_eyeballs import Attempt, Winner, winner_of
 
 NEVER = Attempt(None, None)
 

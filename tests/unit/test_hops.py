@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probe.flows.hops import Hop, Reply, Unreachable, hash_of, meaning, path_of, paths_agree
+from probe.flows.path.hops import Hop, Reply, Unreachable, hash_of, meaning, path_of, paths_agree
 
 MS = 1_000_000
 WORDS = st.sampled_from(["*", "10.0.0.1", "10.0.0.2", "10.0.0.1|10.0.0.2", "2001:db8::1"])

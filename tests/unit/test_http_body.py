@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probe.errors import MeasurementFailedError
-from probe.flows.http_body import BodyEnd
-from probe.flows.http_head import find_head
+from probe.flows.bulk.http_body import BodyEnd
+from probe.flows.bulk.http_head import find_head
 from probe.messages import FailureKind
 
 CHUNKS = b"5\r\nhello\r\nA;name=value\r\n0123456789\r\n0\r\nTrailer: x\r\n\r\n"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probe.errors import MeasurementFailedError
-from probe.flows.http_head import HEAD_BYTES_MAX, check_status, find_head, host_header, request_head
+from probe.flows.bulk.http_head import HEAD_BYTES_MAX, check_status, find_head, host_header, request_head
 from probe.messages import FailureKind, Operation
 from probe.peer.http_request import REQUEST_HEAD_BYTES_MAX, RefusedRequestError, find_request
 

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probe.errors import MeasurementFailedError
-from probe.flows.http_messages import KIND_OF_ERROR, End, Event, Head, HttpRequest, HttpWire, check_beginning
-from probe.flows.http_wires import Http1, Http2, new_wire
+from probe.flows.http.messages import KIND_OF_ERROR, End, Event, Head, HttpRequest, HttpWire, check_beginning
+from probe.flows.http.wires import Http1, Http2, new_wire
 from probe.messages import FailureKind, Operation
 
 GET = HttpRequest("https", "page.test", "/a?b=c", (("accept", "*/*"),))

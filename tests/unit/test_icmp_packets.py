@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probe.flows.echo import Reply
-from probe.flows.icmp import HEADER_BYTES, IcmpProtocol, checksum
+from probe.flows.echo.engine import Reply
+from probe.flows.echo.icmp import HEADER_BYTES, IcmpProtocol, checksum
 from probe.flows.moments import Moment
 from probe.links import IpVersion
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from probe.flows.ipv6_addresses import InterfaceAddress, read_addresses
+from probe.flows.ipv6.addresses import InterfaceAddress, read_addresses
 
 # As the kernel writes /proc/net/if_inet6: address, index, prefix length, scope, flags, name.
 LINES = """\

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probe.errors import MeasurementFailedError
-from probe.flows.ndt7_frames import EndedError, Frames, Told
+from probe.flows.bulk.ndt7_frames import EndedError, Frames, Told
+from probe.flows.bulk.websocket import Opcode
 from probe.flows.tcp_info import TcpInfo
-from probe.flows.websocket import Opcode
 from probe.messages import FailureKind
 
 BUFFER = memoryview(bytearray(1 << 20))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probe.flows.outages import Round, Rules, Segment, State, decided_until_s, place, segments_of
+from probe.flows.watching.outages import Round, Rules, Segment, State, decided_until_s, place, segments_of
 from probe.tasks.availability import OUTAGES_MAX, values_of
 
 RULES = Rules(losses=3, interval_s=1.0, late_s=1.0)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probe.flows.path_mtu import Answer, PathMtu, find
+from probe.flows.ipv6.path_mtu import Answer, PathMtu, find
 
 FULL = 1500
 

@@ -9,8 +9,8 @@ from ingest_kit import AGENT, START_UNIX_NS, fleet, report, result
 from fleet_controller.store.line_protocol import Schema
 from fleet_controller.validate import Validator
 from probe.errors import MeasurementFailedError
-from probe.flows.hops import Hop, Reply
-from probe.flows.traced import Traced, raise_if_failed
+from probe.flows.path.hops import Hop, Reply
+from probe.flows.path.traced import Traced, raise_if_failed
 from probe.messages import FailureKind, encode, topic
 from probe.tasks import TASKS
 from probe.tasks.path import PathParameters, source_port_of, values_of

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probe.flows.responsiveness import (
+from probe.flows.load.responsiveness import (
     Confidence,
     ForeignProbe,
     SelfProbe,

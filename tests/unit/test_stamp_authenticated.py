@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probe.flows.echo import Reply
-from probe.flows.moments import Moment
-from probe.flows.stamp import StampProtocol
-from probe.flows.stamp_authenticated import (
+from probe.flows.echo.engine import Reply
+from probe.flows.echo.stamp import StampProtocol
+from probe.flows.echo.stamp_authenticated import (
     AUTHENTICATED_BYTES,
     decode_reflector,
     decode_sender,
@@ -20,7 +19,8 @@ from probe.flows.stamp_authenticated import (
     key_of,
     seal,
 )
-from probe.flows.stamp_packets import ReflectorPacket, SenderPacket, ntp_of
+from probe.flows.echo.stamp_packets import ReflectorPacket, SenderPacket, ntp_of
+from probe.flows.moments import Moment
 from probe.messages import ClockReading, ClockState
 from probe.tasks.round_trip import RoundTripParameters
 

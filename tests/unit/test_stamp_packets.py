@@ -4,10 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probe.flows.echo import Reply
-from probe.flows.moments import Moment
-from probe.flows.stamp import StampProtocol
-from probe.flows.stamp_packets import (
+from probe.flows.echo.engine import Reply
+from probe.flows.echo.stamp import StampProtocol
+from probe.flows.echo.stamp_packets import (
     PACKET_BYTES,
     ReflectorPacket,
     SenderPacket,
@@ -15,6 +14,7 @@ from probe.flows.stamp_packets import (
     ntp_of,
     unix_ns_of,
 )
+from probe.flows.moments import Moment
 from probe.messages import ClockReading, ClockState
 
 # RFC 8762 figure 2, written out by hand: sequence 0x01020304; 2024-01-01T00:00:00.5Z, which is NTP second

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from probe.errors import NotRunError
-from probe.flows.tls_contexts import TlsContexts, says_aes
-from probe.flows.tls_wire import overhead_bytes
-from probe.flows.wire import TlsAgreement, TlsTerms
+from probe.flows.bulk.tls_contexts import TlsContexts, says_aes
+from probe.flows.bulk.tls_wire import overhead_bytes
+from probe.flows.bulk.wire import TlsAgreement, TlsTerms
 from probe.messages import FailureKind, NotRunReason
 
 PI_4 = """\

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probe.flows.icmp import checksum
+from probe.flows.echo.icmp import checksum
+from probe.flows.echo.stamp_packets import ReflectorPacket, SenderPacket
 from probe.flows.moments import Moment
-from probe.flows.stamp_packets import ReflectorPacket, SenderPacket
-from probe.flows.trace_probes import EchoProbes, NothingQuotedError, StampProbes, TraceProbes
+from probe.flows.path.trace_probes import EchoProbes, NothingQuotedError, StampProbes, TraceProbes
 from probe.messages import ClockReading, ClockState
 
 SENT = Moment(1_704_067_200_123_456_789, 5)

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probe.errors import MeasurementFailedError
-from probe.flows.http_head import find_head
-from probe.flows.ndt7 import FRAME_BYTES, HEADER_BYTES
-from probe.flows.websocket import (
+from probe.flows.bulk.http_head import find_head
+from probe.flows.bulk.ndt7 import FRAME_BYTES, HEADER_BYTES
+from probe.flows.bulk.websocket import (
     FrameHeader,
     Opcode,
     accept_of,

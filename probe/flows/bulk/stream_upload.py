@@ -1,0 +1,155 @@
+"""A stream that uploads: POST, the body sent by the kernel out of a memory file (`sendfile`).
+
+Only a little waits in the socket (TCP_NOTSENT_LOWAT), and what counts is what the other side has acknowledged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import time
+from typing import Final
+
+from probe.errors import MeasurementFailedError
+from probe.flows.bulk.allowance import Allowance
+from probe.flows.bulk.http_head import HEAD_BYTES_MAX, ResponseHead, request_head
+from probe.flows.bulk.stream import USER_AGENT, Order, Stream, StreamState
+from probe.flows.bulk.wire import Wire
+from probe.flows.faults import failed
+from probe.messages import FailureKind, Operation
+
+# Keep little unsent in the socket: what waits there is neither on the line nor can be taken back.
+_NOTSENT_BYTES: Final = 128 * 1024
+# But enough for the time until the next look at the socket, several times over.
+_NOTSENT_S: Final = 0.06
+_NOTSENT_BYTES_MAX: Final = 4 << 20
+_TCP_NOTSENT_LOWAT: Final = 25  # linux/tcp.h; Python names it on some platforms only
+
+
+class UploadStream(Stream):
+    """POST, again and again, on one connection; `source` is a memory file of random bytes."""
+
+    wanted_when_moving = select.EPOLLIN | select.EPOLLOUT
+
+    def __init__(
+        self, sock: socket.socket, order: Order, source: int, source_bytes: int, wire: Wire | None = None
+    ) -> None:
+        super().__init__(sock, order, wire)
+        self._source, self._source_bytes = source, source_bytes
+        self._rest_bytes = 0
+        self._answer: ResponseHead | None = None
+        self._granted_bytes = 0
+        self._tuned = (time.monotonic(), 0)
+
+    def share(self, allowance: Allowance) -> None:
+        """Take from `allowance` together with other streams; called before it connects."""
+        super().share(allowance)
+        if allowance.is_limited:
+            self._limit_unsent(min(allowance.part_bytes, _NOTSENT_BYTES))
+
+    def tune(self, now_s: float, *, ramp_is_over: bool) -> None:
+        """Let more wait in the socket of a fast stream; called five times a second."""
+        del ramp_is_over
+        (before_s, before_bytes), self._tuned = self._tuned, (now_s, self.counted_bytes)
+        if now_s <= before_s:
+            return
+        rate_bytes_per_s = (self.counted_bytes - before_bytes) / (now_s - before_s)
+        limit_bytes = min(int(rate_bytes_per_s * _NOTSENT_S), _NOTSENT_BYTES_MAX)
+        if limit_bytes > self._unsent_bytes_max:
+            self._limit_unsent(limit_bytes)
+        # The kernel asks for more when half of it is gone.
+        self.lasts_s = self._unsent_bytes_max / 2 / max(rate_bytes_per_s, 1.0)
+
+    def refresh(self) -> int:
+        """Ask the kernel how many bytes of payload have been delivered; spent when there will be no more."""
+        counted_bytes = super().refresh()
+        nothing_left = self.allowance.is_empty and not self._granted_bytes and self.state is StreamState.MOVING
+        if nothing_left and self.info is not None and not self.info.unacked_segments and not self.info.not_sent_bytes:
+            self.is_spent = True
+        return counted_bytes
+
+    @property
+    def congestion_control(self) -> str | None:
+        """The algorithm that the kernel uses for this stream."""
+        try:
+            name = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+        except OSError:
+            return None
+        return name.rstrip(b"\0").decode("ascii")
+
+    def _prepare(self) -> None:
+        with contextlib.suppress(OSError):  # BBR would hide the line's buffers; without CUBIC the default is used
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
+        self._limit_unsent(_NOTSENT_BYTES)
+
+    def _limit_unsent(self, limit_bytes: int) -> None:
+        self._unsent_bytes_max = limit_bytes
+        self.sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, limit_bytes)
+
+    def _request(self) -> bytes:
+        length_bytes = self.order.post_bytes
+        head = request_head("POST", self.host_header, self.order.path, agent=USER_AGENT, content_bytes=length_bytes)
+        self._head_bytes += len(head)
+        self._rest_bytes, self._answer = self.order.post_bytes, None
+        return head
+
+    def _asked(self) -> None:
+        self._enter(StreamState.MOVING)
+
+    def _accept_head(self, head: ResponseHead, rest_bytes: int) -> None:
+        """Go on sending: nginx answers before it has read the body."""
+        del rest_bytes
+        self._answer = head
+        if self.state is StreamState.WAITING:
+            self._end_of_post()
+
+    def _move(self, events: int, buffer: memoryview) -> None:
+        del buffer
+        if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
+            self._listen()
+        if events & select.EPOLLOUT and self.state is StreamState.MOVING:
+            self._send()
+
+    def _listen(self) -> None:
+        if self._answer is None:
+            self._read_head()
+            return
+        try:
+            more = self.wire.receive(HEAD_BYTES_MAX)  # the answer's body, of no interest
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise failed(Operation.TRANSFER, error) from error
+        if not more:
+            raise MeasurementFailedError(Operation.TRANSFER, FailureKind.CLOSED, "the peer closed during the upload")
+
+    def _send(self) -> None:
+        offset = (self.order.post_bytes - self._rest_bytes) % self._source_bytes
+        count = min(self._source_bytes - offset, self._rest_bytes)
+        if not self._granted_bytes:
+            self._granted_bytes = self.allowance.take(self.allowance.part_bytes)
+        if not self._granted_bytes:  # nothing more to send, ever: only listen
+            # The last bytes must not wait for an acknowledgement (Nagle), which may be delayed by 40 ms.
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.wanted_when_moving = select.EPOLLIN
+            return
+        try:
+            sent_bytes = self.wire.send_source(self._source, offset, min(count, self._granted_bytes))
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._explain(Operation.TRANSFER, error)
+        self._rest_bytes -= sent_bytes
+        self._granted_bytes -= sent_bytes
+        if self._rest_bytes == 0:
+            if self._answer is None:
+                self._enter(StreamState.WAITING)
+            else:
+                self._end_of_post()
+
+    def _end_of_post(self) -> None:
+        if self._answer is not None and self._answer.keeps_alive:
+            self._begin_request()
+        else:
+            self._enter(StreamState.ENDED)

@@ -1,0 +1,1 @@
+"""Packets that come back: STAMP, ICMP echo, TCP connect, and what their delays and losses say."""

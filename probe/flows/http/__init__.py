@@ -1,0 +1,1 @@
+"""One HTTP connection over one link, step by step."""

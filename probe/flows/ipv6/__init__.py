@@ -1,0 +1,1 @@
+"""Each step that IPv6 needs, beside IPv4."""

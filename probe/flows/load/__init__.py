@@ -1,0 +1,1 @@
+"""What a busy line does to a round trip."""

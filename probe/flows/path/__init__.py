@@ -1,0 +1,1 @@
+"""The routers on the way to a peer."""

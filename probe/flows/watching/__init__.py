@@ -1,0 +1,1 @@
+"""Is the line there? Round after round, and where it is cut."""

@@ -1,0 +1,1 @@
+"""One page, as a browser would fetch it first."""
