@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,34 +11,50 @@ from fleet_controller.demo.topology import ACCESS, PROVINCES, DemoLink, DemoProb
 DATABASE = "fleet"
 RESOLVED_NAME = "peer.demo.test"  # RFC 6761: .test is nobody's
 
-# Periods so short that every line is measured several times in a minute and a half. The heavy ones of a probe wait
-# for each other: four of about 4 s fit into one slot. 41 packets make the median of a series on a line with ± 3 ms of
-# jitter good to about 0.2 ms, and that of a run's series to 0.05 ms.
+# Periods so short that every line is measured several times in a minute and a half. The heavy tasks of a probe wait for
+# each other: a round of them takes about 25 s of each 30, the rest is for those that have to wait. 41 packets make
+# the median of a series on a line with ± 3 ms of jitter good to about 0.2 ms, and that of a run's series to 0.05 ms.
 _FLEET = """\
 operators:
   isp-a: {{name: "ISP A, fixed lines"}}
   isp-b: {{name: "ISP B, mobile lines"}}
 peers:
   core: {{host: {peer}, scope: domestic, stamp_port: {stamp_port}, http_port: {http_port}}}
+  # The same, by its name: one for both IP versions.
+  site: {{host: {name}, scope: domestic, stamp_port: {stamp_port}, http_port: {http_port}}}
 schedules:
-  capacity:
-    period_s: 20
+  heavy:
+    period_s: 30
     actions:
       - {{task: capacity, name: download, peers: [core],
           parameters: {{direction: download, max_duration_s: {longest_s}}}}}
       - {{task: capacity, name: upload, peers: [core],
           parameters: {{direction: upload, max_duration_s: {longest_s}}}}}
+      - {{task: responsiveness, name: loaded-download, peers: [core],
+          parameters: {{direction: download, max_duration_s: {loaded_s}, interval_s: 0.3}}}}
+      - {{task: responsiveness, name: loaded-upload, peers: [core],
+          parameters: {{direction: upload, max_duration_s: {loaded_s}, interval_s: 0.3}}}}
   round-trip:
     period_s: 3
     actions:
       - {{task: round_trip, name: stamp, peers: [core],
           parameters: {{method: stamp, packets: 41, interval_s: 0.02, time_out_s: 1}}}}
 {icmp}
+  watch:
+    period_s: 20
+    actions:
+      - {{task: availability, peers: [core], parameters: {{method: {echo}}}}}
   light:
     period_s: 5
     actions:
       - {{task: dns, parameters: {{name: {name}, record_type: A}}}}
+      - {{task: web, peers: [site], parameters: {{path: /small, allow_private: true}}}}
       - {{task: host}}
+  line:
+    period_s: 10
+    actions:
+      - {{task: ipv6, peers: [site], parameters: {{packets: 5, interval_s: 0.1}}}}
+      - {{task: path, peers: [core]}}
 probes:
 """
 _ICMP = """\
@@ -70,18 +87,22 @@ port = {port}
 [spool]
 min_free_disk_bytes = 0
 [targets]
-networks = ["{network}"]
+networks = {networks}
+domains = ["{name}"]
 """
 _PROBE_LINK = """\
 [[links]]
 name = "{name}"
 interface = "{interface}"
 source_address = "{source}"
-resolvers = ["{resolver}"]
+resolvers = {resolvers}
 """
 # An emulated line is known to 3 % after 2 to 6 s. The loopback has no rate to be found, only a processor to be heated.
 _CAPACITY_S_MAX = 8
 _LOOPBACK_CAPACITY_S_MAX = 2
+# Four intervals, and some more until they agree.
+_LOADED_S_MAX = 5
+_LOOPBACK_LOADED_S_MAX = 2
 _OPERATORS = {"fixed": "isp-a", "mobile": "isp-b"}
 _GROUPS_FILE = Path("/proc/sys/net/ipv4/ping_group_range")
 
@@ -92,7 +113,7 @@ class Servers:
 
     broker_port: int
     influxdb_url: str
-    resolver: str
+    resolvers: tuple[str, ...]
     http_port: int
     stamp_port: int
 
@@ -113,7 +134,9 @@ def write_files(directory: Path, topology: Topology, servers: Servers, *, icmp: 
         http_port=servers.http_port,
         name=RESOLVED_NAME,
         icmp=_ICMP if icmp else "",
+        echo="icmp" if icmp else "stamp",
         longest_s=_LOOPBACK_CAPACITY_S_MAX if topology.core is None else _CAPACITY_S_MAX,
+        loaded_s=_LOOPBACK_LOADED_S_MAX if topology.core is None else _LOADED_S_MAX,
     )
     fleet += "".join(_fleet_probe(probe) for probe in topology.probes)
     (directory / "fleet.yaml").write_text(fleet, encoding="utf-8")
@@ -162,11 +185,15 @@ def _probe(directory: Path, probe: DemoProbe, topology: Topology, servers: Serve
         state_dir=home / "state",
         host=topology.broker_address,
         port=servers.broker_port,
-        network=topology.target_network,
+        networks=json.dumps(topology.target_networks),
+        name=RESOLVED_NAME,
     )
     for link in probe.links:
         text += _PROBE_LINK.format(
-            name=link.name, interface=link.interface, source=link.source_address, resolver=servers.resolver
+            name=link.name,
+            interface=link.interface,
+            source=link.source_address,
+            resolvers=json.dumps(servers.resolvers),
         )
     path = home / "probe.toml"
     path.write_text(text, encoding="utf-8")

@@ -8,21 +8,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
 from fleet_controller.demo.topology import DemoLink
 from fleet_controller.lab.line import tcp_payload_bps
 
 Rows = list[dict[str, Any]]
 Query = Callable[[str], Rows]
 # Every kind of task that the demo schedules; `host` is of the probe and counts for each of its links.
-TASKS = ("round_trip", "capacity", "dns", "host")
+TASKS = ("round_trip", "capacity", "responsiveness", "availability", "dns", "web", "ipv6", "path", "host")
+# The loopback is no line: it has no IPv6 that leads anywhere, and no way that routers would be on.
+_OF_LINES_ALONE = frozenset({"ipv6", "path"})
 _DIRECTIONS = ("download", "upload")
-# One column of each task that every measured result has.
-_PRESENT = {"round_trip": "packets_sent", "capacity": "capacity_bps", "dns": "response_time_s", "host": "outcome"}
-_MEGA = 1e6
-_MS_PER_S = 1e3
+# The columns that are read of each task; the first one is in every measured result.
+_COLUMNS = {
+    "round_trip": ("packets_sent", "delay_median_s"),
+    "capacity": ("capacity_bps",),
+    "responsiveness": ("load_bps", "rpm", "delay_loaded_median_s"),
+    "availability": ("window_s", "up_s"),
+    "dns": ("response_time_s",),
+    "web": ("total_s",),
+    "ipv6": ("state",),
+    "path": ("reached", "hop_count"),
+    "host": ("outcome",),
+}
+# What waits behind our own bulk transfer is the buffer's delay, not the line's: such results are told apart.
+_OF_THE_IDLE_LINE = frozenset({"round_trip", "dns", "web"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,31 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
+class Loaded:
+    """A line that is busy in one direction: medians of the round-trip delay and of the round trips per minute."""
+
+    delay_s: float | None = None
+    rpm: float | None = None
+    samples: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was measured where nothing was configured to compare with. Absent is None.
+
+    `loaded` is by direction; `up_ratio` the share of the watched time in which the peer could be reached; `dns_s` and
+    `web_s` are medians of the idle line; `ipv6_state` and `hop_count` what most results say.
+    """
+
+    loaded: dict[str, Loaded] = field(default_factory=dict)
+    up_ratio: float | None = None
+    dns_s: float | None = None
+    web_s: float | None = None
+    ipv6_state: str | None = None
+    hop_count: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class LinkReport:
     """One link: what it was built to be, what was measured, how many samples of each task, of capacity by direction."""
 
@@ -44,12 +78,16 @@ class LinkReport:
     measured: Figures
     samples: dict[str, int]
     capacity_samples: dict[str, int] = field(default_factory=dict)
+    found: Found = field(default_factory=Found)
 
     def missing(self) -> list[str]:
-        """What has no sample."""
-        absent = [task for task in TASKS if not self.samples.get(task)]
+        """What has no sample and should have some."""
+        optional = _OF_LINES_ALONE if self.configured == Figures() else frozenset()
+        absent = [task for task in TASKS if not self.samples.get(task) and task not in optional]
         rates = (("download", self.measured.download_bps), ("upload", self.measured.upload_bps))
         absent += [f"capacity {way}" for way, rate in rates if rate is None and "capacity" not in absent]
+        if "responsiveness" not in absent:
+            absent += [f"responsiveness {way}" for way in _DIRECTIONS if way not in self.found.loaded]
         if self.measured.rtt_s is None and "round_trip" not in absent:
             absent.append("round_trip on an idle line")
         return absent
@@ -82,9 +120,10 @@ def counts(query: Query) -> Counter[tuple[str, str, str]]:
 
 
 def _question(task: str) -> str:
-    columns = [_PRESENT[task], *(("delay_median_s", "fitness_own_load") if task == "round_trip" else ())]
+    columns = [*_COLUMNS[task], *(("fitness_own_load",) if task in _OF_THE_IDLE_LINE else ())]
     # Only tags that the task has: InfluxDB 3 refuses to group by others.
-    tags = ["agent_id", *(("link",) if task != "host" else ()), *(("direction",) if task == "capacity" else ())]
+    has_direction = task in {"capacity", "responsiveness"}
+    tags = ["agent_id", *(("link",) if task != "host" else ()), *(("direction",) if has_direction else ())]
     return (
         f"SELECT {_quoted(columns)} FROM {_quoted([task])} "  # noqa: S608 - no word of it comes from outside
         # A demo that is kept running for a week is judged by all of it.
@@ -98,19 +137,36 @@ def _quoted(names: Sequence[str]) -> str:
 
 def _link_report(link: DemoLink, rows: dict[str, Rows]) -> LinkReport:
     mine = {task: [row for row in found if _belongs(row, link, task)] for task, found in rows.items()}
-    rates = {
-        way: _median(row["capacity_bps"] for row in mine["capacity"] if row.get("direction") == way)
-        for way in _DIRECTIONS
-    }
-    # What waits behind our own bulk transfer is the buffer's delay, not the line's.
-    delay_s = _median(row["delay_median_s"] for row in mine["round_trip"] if not row.get("fitness_own_load"))
+    rates = {way: _median(mine["capacity"], "capacity_bps", direction=way) for way in _DIRECTIONS}
     return LinkReport(
         agent_id=link.agent_id,
         link=link.name,
         configured=configured(link),
-        measured=Figures(rates["download"], rates["upload"], delay_s),
+        measured=Figures(rates["download"], rates["upload"], _idle_median(mine["round_trip"], "delay_median_s")),
         samples={task: len(found) for task, found in mine.items()},
         capacity_samples=Counter(str(row.get("direction")) for row in mine["capacity"]),
+        found=_found(mine),
+    )
+
+
+def _found(mine: dict[str, Rows]) -> Found:
+    ways = Counter(str(row.get("direction")) for row in mine["responsiveness"])
+    loaded = {
+        way: Loaded(
+            _median(mine["responsiveness"], "delay_loaded_median_s", direction=way),
+            _median(mine["responsiveness"], "rpm", direction=way),
+            samples,
+        )
+        for way, samples in ways.items()
+    }
+    watched_s = sum(row["window_s"] for row in mine["availability"])
+    return Found(
+        loaded=loaded,
+        up_ratio=sum(row["up_s"] for row in mine["availability"]) / watched_s if watched_s else None,
+        dns_s=_idle_median(mine["dns"], "response_time_s"),
+        web_s=_idle_median(mine["web"], "total_s"),
+        ipv6_state=_most_common(mine["ipv6"], "state"),
+        hop_count=_most_common(mine["path"], "hop_count"),
     )
 
 
@@ -118,44 +174,22 @@ def _belongs(row: dict[str, Any], link: DemoLink, task: str) -> bool:
     return row.get("agent_id") == link.agent_id and (task == "host" or row.get("link") == link.name)
 
 
-def _median(values: Any) -> float | None:
-    present = [value for value in values if value is not None]
+def _median(rows: Rows, column: str, **wanted: str) -> float | None:
+    chosen = (row for row in rows if all(row.get(tag) == value for tag, value in wanted.items()))
+    present = [row[column] for row in chosen if row.get(column) is not None]
     return statistics.median(present) if present else None
+
+
+def _idle_median(rows: Rows, column: str) -> float | None:
+    return _median([row for row in rows if not row.get("fitness_own_load")], column)
+
+
+def _most_common(rows: Rows, column: str) -> Any:
+    present = Counter(row[column] for row in rows if row.get(column) is not None)
+    return present.most_common(1)[0][0] if present else None
 
 
 def as_json(reports: Sequence[LinkReport]) -> dict[str, Any]:
     """The reports for programs: rates as TCP payload in bit/s, delay as median, on both sides."""
     wanted = ("agent_id", "link", "configured", "measured", "samples")
     return {"links": [{name: asdict(report)[name] for name in wanted} for report in reports]}
-
-
-def as_table(reports: Sequence[LinkReport]) -> Table:
-    """The reports for people, narrow enough for 80 columns: some rows for each link."""
-    table = Table(title="Read back from InfluxDB: rates of TCP payload, median delay", box=box.SIMPLE_HEAD)
-    for heading in ("line", "task"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("configured", "measured", "off by", "samples"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for report in reports:
-        heads = (report.agent_id, report.link, "", "", "")
-        for head, row in zip(heads, _table_rows(report), strict=True):
-            table.add_row(head, *row, end_section=row[0] == TASKS[-1])
-    return table
-
-
-def _table_rows(report: LinkReport) -> list[tuple[str, str, str, str, str]]:
-    """Task, configured, measured, difference, samples."""
-    want, have, samples, ways = report.configured, report.measured, report.samples, report.capacity_samples
-    return [
-        ("download Mbit/s", *_compared(want.download_bps, have.download_bps, 1 / _MEGA), f"{ways.get('download', 0)}"),
-        ("upload Mbit/s", *_compared(want.upload_bps, have.upload_bps, 1 / _MEGA), f"{ways.get('upload', 0)}"),
-        ("round_trip ms", *_compared(want.rtt_s, have.rtt_s, _MS_PER_S), f"{samples['round_trip']}"),
-        ("dns", "", "", "", f"{samples['dns']}"),
-        ("host", "", "", "", f"{samples['host']}"),
-    ]
-
-
-def _compared(want: float | None, have: float | None, scale: float) -> tuple[str, str, str]:
-    shown = ["" if value is None else f"{value * scale:.2f}" for value in (want, have)]
-    off = "" if want is None or have is None else f"{(have / want - 1) * 100:+.1f} %"
-    return shown[0], shown[1] or "none", off

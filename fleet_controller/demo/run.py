@@ -28,7 +28,8 @@ from rich.console import Console
 from fleet_controller.config import InfluxConfig
 from fleet_controller.demo.files import DATABASE, RESOLVED_NAME, Servers, icmp_allowed, write_files, write_operator_file
 from fleet_controller.demo.relay import Relay
-from fleet_controller.demo.report import LinkReport, as_json, as_table, counts, read_back
+from fleet_controller.demo.report import LinkReport, as_json, counts, read_back
+from fleet_controller.demo.table import as_table
 from fleet_controller.demo.topology import Topology, build, loopback
 from fleet_controller.demo.view import Counts, View, Watcher
 from fleet_controller.errors import ControllerError, ServiceError, StoreError
@@ -204,10 +205,13 @@ def _start_servers(stack: ExitStack, directory: Path, topology: Topology, stop: 
     peer_address = topology.peer_address
     broker = Mosquitto(directory / "mosquitto", host=topology.broker_address)
     influxd = Influxd(directory / "influxd", host=topology.broker_address)
-    resolver = Dnsmasq(directory / "dnsmasq", names={RESOLVED_NAME: peer_address}, hosts=[peer_address])
+    names = {RESOLVED_NAME: ",".join(topology.peer_addresses)}
+    resolver = Dnsmasq(directory / "dnsmasq", names=names, hosts=topology.peer_addresses)
     http_port, stamp_port = free_port(peer_address), free_port(peer_address, socket.SOCK_DGRAM)
     ports = ["--http-port", str(http_port), "--stamp-port", str(stamp_port)]
-    peer_command = [sys.executable, "-m", "probe.cli", "peer", "--host", peer_address, *ports]
+    # Every address of a namespace that is the demo's own, but no other than this one of the host.
+    ports += ["--host", peer_address] if topology.core is None else []
+    peer_command = [sys.executable, "-m", "probe.cli", "peer", *ports]
     peer = Service(directory / "peer", peer_command, lambda: answers(peer_address, http_port))
     watcher = Watcher(topology.broker_address, broker.port)
     store = Store(InfluxConfig(url=influxd.url, database=DATABASE), TASKS)
@@ -219,7 +223,11 @@ def _start_servers(stack: ExitStack, directory: Path, topology: Topology, stop: 
     store.prepare()
     stack.callback(watcher.stop)
     watcher.start()
-    return running, Servers(broker.port, influxd.url, f"{peer_address}:{resolver.port}", http_port, stamp_port)
+    resolvers = tuple(
+        f"[{address}]:{resolver.port}" if ":" in address else f"{address}:{resolver.port}"
+        for address in topology.peer_addresses
+    )
+    return running, Servers(broker.port, influxd.url, resolvers, http_port, stamp_port)
 
 
 def _begin(stack: ExitStack, running: Running, name: str, service: Service) -> None:

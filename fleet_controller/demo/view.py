@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ Counts = Counter[tuple[str, str, str]]
 _KEEPALIVE_S = 30
 # On no terminal a line now and then; more would bury what matters in a log.
 _LINE_EVERY_S = 10.0
+# Three columns and their frame in 80 characters.
+_LINE_WIDTH, _NOW_WIDTH, _LANDED_WIDTH = 14, 14, 40
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 class Watcher:
@@ -96,17 +100,21 @@ class View:
 
     def _table(self, left_s: float | None, running: Sequence[tuple[str, str, str]], stored: Counts) -> Table:
         table = Table(title=f"fleet-controller demo: {_left(left_s)}", caption=f"{stored.total()} results in InfluxDB")
-        for heading in ("probe", "link", "measuring now", "in InfluxDB"):
-            table.add_column(heading, min_width=len(heading) + 8)
+        # Of a fixed width: nothing jumps when a measurement begins or ends, and 80 columns are enough.
+        for heading, width in (("line", _LINE_WIDTH), ("measuring now", _NOW_WIDTH), ("in InfluxDB", _LANDED_WIDTH)):
+            table.add_column(heading, min_width=width)
         for link in self._links:
             now = [task for agent, name, task in running if agent == link.agent_id and name in {link.name, ""}]
-            table.add_row(link.agent_id, link.name, ", ".join(now) or "·", _landed(link, stored))
+            line = f"{link.agent_id}\n{link.name}"
+            table.add_row(line, "\n".join(now) or "·", _landed(link, stored), end_section=True)
         return table
 
 
 def _landed(link: DemoLink, stored: Counts) -> str:
+    """Each task with its count, in lines; a count is never apart from its task."""
     by_task = ((task, stored[link.agent_id, "" if task == "host" else link.name, task]) for task in TASKS)
-    return "  ".join(f"{task} {count}" for task, count in by_task)
+    words = "  ".join(f"{task}{_NO_BREAK}{count}" for task, count in by_task)
+    return "\n".join(textwrap.wrap(words, _LANDED_WIDTH)).replace(_NO_BREAK, " ")
 
 
 def _line(left_s: float | None, running: Sequence[tuple[str, str, str]], stored: Counts) -> str:
