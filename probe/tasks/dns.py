@@ -147,7 +147,7 @@ async def measure(context: Context, parameters: DnsParameters) -> DnsValues:
         except _AnsweredError as error:
             raise error.failure from None
         except MeasurementFailedError as error:
-            if attempt == parameters.tries:
+            if attempt == parameters.tries or not link.is_up():
                 raise blame_link(link, error) from error
 
 

@@ -21,6 +21,7 @@ from probe.flows.echo.delays import summarise
 from probe.flows.echo.engine import EchoProtocol, Plan
 from probe.flows.echo.series import Series
 from probe.flows.echo.stamp import PACKET_BYTES, StampProtocol
+from probe.flows.ipv6.addresses import InterfaceAddress, Origin, addresses_of
 from probe.flows.ipv6.dual_stack import (
     LOOKUP_S_MAX,
     Connected,
@@ -36,7 +37,6 @@ from probe.flows.ipv6.dual_stack import (
 )
 from probe.flows.ipv6.family import ANYWHERE, Family, State, local_state, raise_if_dead
 from probe.flows.ipv6.happy_eyeballs import Winner, winner_of
-from probe.flows.ipv6.addresses import InterfaceAddress, Origin, addresses_of
 from probe.flows.ipv6.path_mtu import PathMtu, find
 from probe.flows.ipv6.sized_echoes import SizedEchoes
 from probe.links import IpVersion, Link
@@ -202,7 +202,8 @@ def _open(
 ) -> tuple[socket.socket, EchoProtocol]:
     if parameters.method == "icmp":
         return icmp.open_echo(link, version, PACKET_BYTES)
-    return link.socket(version, socket.SOCK_DGRAM), StampProtocol(context.clock.reading())
+    key = context.stamp_key(context.need_peer())
+    return link.socket(version, socket.SOCK_DGRAM), StampProtocol(context.clock.reading(), key=key)
 
 
 async def _find_mtus(
@@ -225,10 +226,12 @@ async def _find_mtu(
     except NotRunError:  # the link was up when the measurement began
         return None
 
+    key = context.stamp_key(peer)
+
     def protocol_of(payload_bytes: int) -> EchoProtocol:
         if isinstance(protocol, icmp.IcmpProtocol):
             return icmp.IcmpProtocol(version, payload_bytes, raw=sock.type == socket.SOCK_RAW)
-        return StampProtocol(context.clock.reading(), payload_bytes)
+        return StampProtocol(context.clock.reading(), payload_bytes, key)
 
     port = peer.stamp_port if parameters.method == "stamp" else 0
     with sock:

@@ -79,6 +79,11 @@ async def query(
         except MeasurementFailedError:
             if attempt == tries:
                 raise
+        except NotRunError as error:
+            if attempt == 1:
+                raise
+            # The first question went out: the link was lost while it was asked, and that is a result.
+            raise MeasurementFailedError(Operation.RESOLVE, FailureKind.LINK_LOST, str(error)) from error
         else:
             return replace(answer, tries=attempt)
     raise ValueError("a question needs one try at least")
