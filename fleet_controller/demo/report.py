@@ -23,7 +23,7 @@ _COLUMNS = {
     "round_trip": ("packets_sent", "delay_median_s"),
     "capacity": ("capacity_bps",),
     "responsiveness": ("load_bps", "rpm", "delay_loaded_median_s"),
-    "availability": ("window_s", "up_s"),
+    "availability": ("window_s", "up_s", "unknown_s"),
     "dns": ("response_time_s",),
     "web": ("total_s",),
     "ipv6": ("state",),
@@ -44,23 +44,16 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """A line that is busy in one direction: medians of the round-trip delay and of the round trips per minute."""
-
-    delay_s: float | None = None
-    rpm: float | None = None
-    samples: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Found:
     """What was measured where nothing was configured to compare with. Absent is None.
 
-    `loaded` is by direction; `up_ratio` the share of the watched time in which the peer could be reached; `dns_s` and
-    `web_s` are medians of the idle line; `ipv6_state` and `hop_count` what most results say.
+    `loaded_delay_s` and `rpm` are medians of the line that is busy with a download, `dns_s` and `web_s` of the idle
+    one; `up_ratio` is the share of the watched time in which the peer could be reached; `ipv6_state` and `hop_count`
+    are what most results say.
     """
 
-    loaded: dict[str, Loaded] = field(default_factory=dict)
+    loaded_delay_s: float | None = None
+    rpm: float | None = None
     up_ratio: float | None = None
     dns_s: float | None = None
     web_s: float | None = None
@@ -86,8 +79,6 @@ class LinkReport:
         absent = [task for task in TASKS if not self.samples.get(task) and task not in optional]
         rates = (("download", self.measured.download_bps), ("upload", self.measured.upload_bps))
         absent += [f"capacity {way}" for way, rate in rates if rate is None and "capacity" not in absent]
-        if "responsiveness" not in absent:
-            absent += [f"responsiveness {way}" for way in _DIRECTIONS if way not in self.found.loaded]
         if self.measured.rtt_s is None and "round_trip" not in absent:
             absent.append("round_trip on an idle line")
         return absent
@@ -122,8 +113,7 @@ def counts(query: Query) -> Counter[tuple[str, str, str]]:
 def _question(task: str) -> str:
     columns = [*_COLUMNS[task], *(("fitness_own_load",) if task in _OF_THE_IDLE_LINE else ())]
     # Only tags that the task has: InfluxDB 3 refuses to group by others.
-    has_direction = task in {"capacity", "responsiveness"}
-    tags = ["agent_id", *(("link",) if task != "host" else ()), *(("direction",) if has_direction else ())]
+    tags = ["agent_id", *(("link",) if task != "host" else ()), *(("direction",) if task == "capacity" else ())]
     return (
         f"SELECT {_quoted(columns)} FROM {_quoted([task])} "  # noqa: S608 - no word of it comes from outside
         # A demo that is kept running for a week is judged by all of it.
@@ -150,19 +140,13 @@ def _link_report(link: DemoLink, rows: dict[str, Rows]) -> LinkReport:
 
 
 def _found(mine: dict[str, Rows]) -> Found:
-    ways = Counter(str(row.get("direction")) for row in mine["responsiveness"])
-    loaded = {
-        way: Loaded(
-            _median(mine["responsiveness"], "delay_loaded_median_s", direction=way),
-            _median(mine["responsiveness"], "rpm", direction=way),
-            samples,
-        )
-        for way, samples in ways.items()
-    }
-    watched_s = sum(row["window_s"] for row in mine["availability"])
+    watched = mine["availability"]
+    # Time in which nobody watched is neither up nor down.
+    watched_s = sum(row["window_s"] - row["unknown_s"] for row in watched)
     return Found(
-        loaded=loaded,
-        up_ratio=sum(row["up_s"] for row in mine["availability"]) / watched_s if watched_s else None,
+        loaded_delay_s=_median(mine["responsiveness"], "delay_loaded_median_s"),
+        rpm=_median(mine["responsiveness"], "rpm"),
+        up_ratio=sum(row["up_s"] for row in watched) / watched_s if watched_s else None,
         dns_s=_idle_median(mine["dns"], "response_time_s"),
         web_s=_idle_median(mine["web"], "total_s"),
         ipv6_state=_most_common(mine["ipv6"], "state"),

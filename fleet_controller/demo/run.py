@@ -41,6 +41,9 @@ from probe.tasks import TASKS
 
 _TICK_S = 0.25
 _COUNT_EVERY_S = 2.0
+# Instants are random: now and then a heavy task's first chance comes late.
+_LONGER_RATIO = 0.5
+_LONGER_STEP_S = 5.0
 _APPLY_TIME_OUT_S = 30.0
 _LOG_LINES_SHOWN = 8
 _EXIT_BY_SIGNAL = 128  # what shells give a program that a signal ended: 128 + its number
@@ -97,6 +100,8 @@ class Running:
 def main_demo(args: argparse.Namespace) -> int:
     """Run the demo for `args.for_s` seconds; `args.json` and `args.keep` as on the command line.
 
+    What then is missing it waits for, half as long again at most.
+
     Returns the exit code: 0 when every link has results of every task in the database, 1 when some are missing,
     128 + the signal's number when one ended it before that was known.
 
@@ -136,7 +141,7 @@ def _run(args: argparse.Namespace, console: Console, stop: Stop) -> int:
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         running = _start(stack, directory, console, stop)
         _watch(running, console, stop, args.for_s)
-        reports = read_back(running.query, running.topology.links)
+        reports = _read_back(running, console, stop, args.for_s * _LONGER_RATIO)
         complete = _tell(reports, console, running, as_json_too=args.json)
         if args.keep:
             _keep(running, console, stop)
@@ -258,6 +263,17 @@ def _watch(running: Running, console: Console, stop: Stop, for_s: float | None) 
                 stored, count_at_s = _count(running, stored), now_s + _COUNT_EVERY_S
             view.show(now_s, None if end_s is None else end_s - now_s, running.watcher.running(), stored)
             time.sleep(_TICK_S)
+
+
+def _read_back(running: Running, console: Console, stop: Stop, longer_s: float) -> list[LinkReport]:
+    """Ask the database; while something is missing, let it go on for at most `longer_s`."""
+    end_s = time.monotonic() + longer_s
+    reports = read_back(running.query, running.topology.links)
+    while any(report.missing() for report in reports) and time.monotonic() < end_s:
+        console.print("Some of it is still to come.")
+        _watch(running, console, stop, min(_LONGER_STEP_S, end_s - time.monotonic()))
+        reports = read_back(running.query, running.topology.links)
+    return reports
 
 
 def _count(running: Running, before: Counts) -> Counts:

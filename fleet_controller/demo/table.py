@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from fleet_controller.demo.report import LinkReport, Loaded
+from fleet_controller.demo.report import LinkReport
 
 _MEGA = 1e6
 _MS_PER_S = 1e3
@@ -18,7 +18,7 @@ Row = tuple[str, str, str, str, str]
 def as_table(reports: Sequence[LinkReport]) -> Table:
     """The reports: some rows for each link, each with its number of samples."""
     title = "Read back from InfluxDB: rates of TCP payload, medians"
-    table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True)
     for heading in ("line", "task"):
         table.add_column(heading, no_wrap=True)
     for heading in ("configured", "measured", "off by", "samples"):
@@ -34,15 +34,14 @@ def as_table(reports: Sequence[LinkReport]) -> Table:
 def _rows(report: LinkReport) -> list[Row]:
     """Task, configured, measured, difference, samples."""
     want, have, ways, found = report.configured, report.measured, report.capacity_samples, report.found
-    down, up = (found.loaded.get(way, Loaded()) for way in ("download", "upload"))
     hops = None if found.hop_count is None else f"{found.hop_count}"
     samples = {task: f"{count}" for task, count in report.samples.items()}
     return [
         ("download Mbit/s", *_compared(want.download_bps, have.download_bps, 1 / _MEGA), f"{ways.get('download', 0)}"),
         ("upload Mbit/s", *_compared(want.upload_bps, have.upload_bps, 1 / _MEGA), f"{ways.get('upload', 0)}"),
         ("round_trip ms", *_compared(want.rtt_s, have.rtt_s, _MS_PER_S), samples["round_trip"]),
-        ("loaded down ms/RPM", "", _loaded(down), "", f"{down.samples}"),
-        ("loaded up ms/RPM", "", _loaded(up), "", f"{up.samples}"),
+        ("loaded delay ms", "", _shown(found.loaded_delay_s, _MS_PER_S), "", samples["responsiveness"]),
+        ("loaded RPM", "", "none" if found.rpm is None else f"{found.rpm:.0f}", "", samples["responsiveness"]),
         ("available %", "", _shown(found.up_ratio, _PERCENT), "", samples["availability"]),
         ("dns ms", "", _shown(found.dns_s, _MS_PER_S), "", samples["dns"]),
         ("web ms", "", _shown(found.web_s, _MS_PER_S), "", samples["web"]),
@@ -50,12 +49,6 @@ def _rows(report: LinkReport) -> list[Row]:
         ("path hops", "", hops or "none", "", samples["path"]),
         ("host", "", "", "", samples["host"]),
     ]
-
-
-def _loaded(loaded: Loaded) -> str:
-    delay = "none" if loaded.delay_s is None else f"{loaded.delay_s * _MS_PER_S:.1f}"
-    rpm = "none" if loaded.rpm is None else f"{loaded.rpm:.0f}"
-    return f"{delay}/{rpm}" if loaded.samples else "none"
 
 
 def _shown(value: float | None, scale: float) -> str:

@@ -7,36 +7,51 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 from dataclasses import dataclass
 from typing import Final
 
 # Larger than any version of `struct tcp_info` so far; the kernel gives what it has.
 _BYTES_MAX: Final = 256
-_U32: Final = struct.Struct("=I")
-_U64: Final = struct.Struct("=Q")
 _MIN_RTT_UNKNOWN: Final = 0xFFFFFFFF  # tcp_min_rtt before the first sample
 _US_PER_S: Final = 1e6
 
-# Offsets within `struct tcp_info`; the first kernel with the field is named where it matters.
-_RCV_MSS: Final = 20
-_UNACKED: Final = 24
-_SACKED: Final = 28
-_RTT: Final = 68
-_RCV_RTT: Final = 92
-_RCV_SPACE: Final = 96
-_BYTES_ACKED: Final = 120  # 4.1
-_BYTES_RECEIVED: Final = 128  # 4.1
-_NOTSENT_BYTES: Final = 144  # 4.6
-_MIN_RTT: Final = 148  # 4.6
-_DATA_SEGS_IN: Final = 152  # 4.6
-_DELIVERY_RATE: Final = 160  # 4.9
-_BUSY_TIME: Final = 168  # 4.10, with the next two
-_RWND_LIMITED: Final = 176
-_SNDBUF_LIMITED: Final = 184
-_BYTES_SENT: Final = 200  # 4.19
-_BYTES_RETRANS: Final = 208  # 4.19
-_REORD_SEEN: Final = 220  # 4.19
-_RCV_OOOPACK: Final = 224  # 5.4
+# The fields that are read, in their order, with their offsets within the structure; each with the first kernel that
+# has it, where that matters. They are read in one go: a transfer reads some 160 structures a second.
+_FIELDS: Final = (
+    (20, "I"),  # rcv_mss
+    (24, "I"),  # unacked
+    (28, "I"),  # sacked
+    (68, "I"),  # rtt
+    (92, "I"),  # rcv_rtt
+    (96, "I"),  # rcv_space
+    (120, "Q"),  # bytes_acked, 4.1
+    (128, "Q"),  # bytes_received, 4.1
+    (144, "I"),  # notsent_bytes, 4.6
+    (148, "I"),  # min_rtt, 4.6
+    (152, "I"),  # data_segs_in, 4.6
+    (160, "Q"),  # delivery_rate, 4.9
+    (168, "Q"),  # busy_time, 4.10, with the next two
+    (176, "Q"),  # rwnd_limited
+    (184, "Q"),  # sndbuf_limited
+    (200, "Q"),  # bytes_sent, 4.19
+    (208, "Q"),  # bytes_retrans, 4.19
+    (220, "I"),  # reord_seen, 4.19
+    (224, "I"),  # rcv_ooopack, 5.4
+)
+_SIZES: Final = {"I": 4, "Q": 8}
+
+
+def _structure() -> struct.Struct:
+    """All fields, with what lies between them passed over."""
+    layout, end = "=", 0
+    for offset, kind in _FIELDS:
+        layout += f"{offset - end}x{kind}"
+        end = offset + _SIZES[kind]
+    return struct.Struct(layout)
+
+
+_STRUCTURE: Final = _structure()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,34 +99,58 @@ def read_tcp_info(sock: socket.socket) -> TcpInfo:
 
 def parse_tcp_info(raw: bytes) -> TcpInfo:
     """Read the structure, however long this kernel's is."""
-    min_rtt_us = _field(raw, _MIN_RTT, _U32)
+    (
+        receive_segment_bytes,
+        unacked,
+        sacked,
+        rtt_us,
+        receive_rtt_us,
+        receive_space_bytes,
+        acked_bytes,
+        received_bytes,
+        not_sent_bytes,
+        min_rtt_us,
+        received_segments,
+        delivery_bytes_per_s,
+        busy_us,
+        receiver_limited_us,
+        buffer_limited_us,
+        sent_bytes,
+        retransmitted_bytes,
+        reorderings,
+        out_of_order,
+    ) = _STRUCTURE.unpack_from(raw) if len(raw) >= _STRUCTURE.size else _fields_of_old(raw)
     return TcpInfo(
-        rtt_s=_seconds(_field(raw, _RTT, _U32)),
+        rtt_s=_seconds(rtt_us),
         min_rtt_s=None if min_rtt_us == _MIN_RTT_UNKNOWN else _seconds(min_rtt_us),
-        receive_rtt_s=_seconds(_field(raw, _RCV_RTT, _U32)),
-        receive_space_bytes=_field(raw, _RCV_SPACE, _U32),
-        acked_bytes=_field(raw, _BYTES_ACKED, _U64),
-        received_bytes=_field(raw, _BYTES_RECEIVED, _U64),
-        retransmitted_bytes=_field(raw, _BYTES_RETRANS, _U64),
-        sent_bytes=_field(raw, _BYTES_SENT, _U64),
-        receive_segment_bytes=_field(raw, _RCV_MSS, _U32),
-        unacked_segments=_field(raw, _UNACKED, _U32),
-        sacked_segments=_field(raw, _SACKED, _U32),
-        not_sent_bytes=_field(raw, _NOTSENT_BYTES, _U32),
-        received_segments=_field(raw, _DATA_SEGS_IN, _U32),
-        out_of_order_segments=_field(raw, _RCV_OOOPACK, _U32),
-        delivery_rate_bps=_bits(_field(raw, _DELIVERY_RATE, _U64)),
-        busy_s=_duration_s(_field(raw, _BUSY_TIME, _U64)),
-        receiver_limited_s=_duration_s(_field(raw, _RWND_LIMITED, _U64)),
-        buffer_limited_s=_duration_s(_field(raw, _SNDBUF_LIMITED, _U64)),
-        reorderings=_field(raw, _REORD_SEEN, _U32),
+        receive_rtt_s=_seconds(receive_rtt_us),
+        receive_space_bytes=receive_space_bytes,
+        acked_bytes=acked_bytes,
+        received_bytes=received_bytes,
+        retransmitted_bytes=retransmitted_bytes,
+        sent_bytes=sent_bytes,
+        receive_segment_bytes=receive_segment_bytes,
+        unacked_segments=unacked,
+        sacked_segments=sacked,
+        not_sent_bytes=not_sent_bytes,
+        received_segments=received_segments,
+        out_of_order_segments=out_of_order,
+        delivery_rate_bps=_bits(delivery_bytes_per_s),
+        busy_s=_duration_s(busy_us),
+        receiver_limited_s=_duration_s(receiver_limited_us),
+        buffer_limited_s=_duration_s(buffer_limited_us),
+        reorderings=reorderings,
     )
 
 
-def _field(raw: bytes, offset: int, kind: struct.Struct) -> int | None:
-    if len(raw) < offset + kind.size:
-        return None
-    return int(kind.unpack_from(raw, offset)[0])
+def _fields_of_old(raw: bytes) -> tuple[int | None, ...]:
+    """The same of a kernel whose structure is shorter."""
+    return tuple(
+        int.from_bytes(raw[offset : offset + _SIZES[kind]], sys.byteorder)
+        if len(raw) >= offset + _SIZES[kind]
+        else None
+        for offset, kind in _FIELDS
+    )
 
 
 def _seconds(microseconds: int | None) -> float | None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
@@ -214,11 +215,19 @@ def test_a_server_that_dies_ends_the_demo_with_its_last_words(start: Callable[..
     assert demo.left() == []
 
 
+def ipv6_states(url: str) -> dict[tuple[str, str], str]:
+    """What the last result of each line, by probe and link, says of IPv6."""
+    question = urllib.parse.quote('SELECT LAST("state") FROM "ipv6" GROUP BY "agent_id", "link"')
+    with urllib.request.urlopen(f"{url}/query?db=fleet&q={question}", timeout=10) as answer:  # noqa: S310 - the demo's own address
+        series = json.load(answer)["results"][0].get("series", [])
+    return {(one["tags"]["agent_id"], one["tags"]["link"]): one["values"][0][1] for one in series}
+
+
 @pytest.mark.timeout(180)
 def test_kept_running_it_tells_addresses_that_answer(start: Callable[..., Demo]) -> None:
-    """With --keep, InfluxDB and `fleet-controller status` answer on this host until Ctrl-C.
+    """With --keep, InfluxDB and `fleet-controller status` answer on this host until Ctrl-C; all goes on being measured.
 
-    A run too short to be complete says 1.
+    IPv6 works on every line. A run too short to be complete says 1.
     """
     demo = start("--for", "1", "--keep")
     assert demo.process.stdout is not None
@@ -227,6 +236,7 @@ def test_kept_running_it_tells_addresses_that_answer(start: Callable[..., Demo])
         line = demo.process.stdout.readline()
         assert line, said
         said += line
+    assert "Some of it is still to come" in said
     address = re.search(r"InfluxDB: (http://127\.0\.0\.1:[0-9]+)", said)
     assert address is not None
     with urllib.request.urlopen(f"{address[1]}/query?q=SHOW+DATABASES", timeout=10) as answer:  # noqa: S310 - the demo's own address
@@ -237,6 +247,8 @@ def test_kept_running_it_tells_addresses_that_answer(start: Callable[..., Demo])
     answered = subprocess.run(status, capture_output=True, text=True, check=False, timeout=30)
     agents = {agent["agent_id"]: agent["state"] for agent in json.loads(answered.stdout)["agents"]}
     assert agents.keys() == {"demo-ha-noi-1", "demo-can-tho-1"}
+    demo.wait_for(lambda: len(ipv6_states(address[1])) >= 4, "a result of IPv6 from each line")
+    assert set(ipv6_states(address[1]).values()) == {"works"}
     demo.process.send_signal(signal.SIGINT)
     demo.process.communicate(timeout=60)
     assert demo.process.returncode == 1

@@ -18,6 +18,7 @@ from agent_rig import AGENT_ID, AgentRig, fleet_probe
 import probe
 from fleet_controller.lab.services import Dnsmasq
 from probe.messages import Result, encode
+from probe.tasks import TASKS
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +110,7 @@ def test_a_peer_of_the_instruction_has_a_name(rig: AgentRig) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["once", "moon"], "moon: there is no such task (one of capacity, dns, host, round_trip"),
+        (["once", "moon"], f"moon: there is no such task (one of {', '.join(sorted(TASKS))})"),
         (["once", "host", "--link", "x"], "--link x: the configuration has no such link (one of fixed0, mobile0)"),
         (
             ["once", "round_trip"],

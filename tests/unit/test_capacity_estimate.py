@@ -152,6 +152,25 @@ def test_before_the_plateau_it_is_a_lower_bound() -> None:
     assert 0 < estimate.capacity_bps < 50 * MBIT
 
 
+def test_the_streams_of_a_file_end_one_by_one_and_that_is_not_in_the_figure() -> None:
+    """Once the load is no longer full, the rest is of the transfer alone: the curve has it, the capacity does not."""
+    estimator = CapacityEstimator()
+    estimator.end_load()  # nothing has come yet: there is nothing to keep
+    for step in range(1, 41):
+        estimator.add(step * 0.05, step * 500_000)
+        estimator.advise(0.01, can_grow=False)
+    for step in range(1, 11):
+        estimator.end_load()
+        estimator.add(2.0 + step * 0.05, 20_000_000 + step * 50_000)
+        assert estimator.advise(0.01, can_grow=False) == (Advice.GO_ON, None)
+    estimate = estimator.estimate()
+    assert estimate.capacity_bps == pytest.approx(80e6)
+    assert not estimate.is_lower_bound
+    assert estimate.steady_s <= 2.0
+    assert estimator.last_s == pytest.approx(2.5)
+    assert estimator.curve(0.1)[-1][1] == pytest.approx(8e6)
+
+
 def test_a_long_path_is_watched_for_longer() -> None:
     """At 300 ms round trip the figure rests on six round trips at least."""
     played = play(lambda _time_s, _streams: 50 * MBIT, rtt_s=0.3)

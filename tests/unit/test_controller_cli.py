@@ -121,7 +121,7 @@ def test_check_is_content_with_the_example(capsys: pytest.CaptureFixture[str]) -
     assert cli.main(["check", str(EXAMPLE)]) == 0
     assert (
         capsys.readouterr().out
-        == f"{EXAMPLE}: no mistakes: 2 probes with 3 links in 2 provinces, 2 peers, 6 schedules\n"
+        == f"{EXAMPLE}: no mistakes: 2 probes with 3 links in 2 provinces, 3 peers, 11 schedules\n"
     )
 
 

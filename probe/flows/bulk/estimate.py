@@ -103,6 +103,7 @@ class CapacityEstimator:
         self._steady_since_s: float | None = None
         self._batch_s = _BATCH_S
         self._burst_left_out = False
+        self._loaded_until_s: float | None = None
 
     def add(self, time_s: float, total_bytes: int) -> None:
         """Take one sample; one that is not later than the last is left out."""
@@ -110,6 +111,14 @@ class CapacityEstimator:
             self._times_s.append(time_s)
             # A stream that ended keeps its last count, so the total never falls; a late sample must not make it.
             self._bytes.append(max(total_bytes, self._bytes[-1]))
+
+    def end_load(self) -> None:
+        """From the last sample on, the line is no longer full: what comes is of the transfer, not of the capacity.
+
+        The streams of a file do not end at the same moment.
+        """
+        if self._loaded_until_s is None and self.last_s > 0:
+            self._loaded_until_s = self.last_s
 
     @property
     def last_s(self) -> float:
@@ -124,6 +133,8 @@ class CapacityEstimator:
     def advise(self, rtt_s: float, *, can_grow: bool) -> tuple[Advice, StopReason | None]:
         """Say what to do after the last sample; a reason comes with STOP."""
         now_s = self._times_s[-1]
+        if self._loaded_until_s is not None:
+            return Advice.GO_ON, None
         if self._phase is _Phase.RAMP:
             return self._advise_in_ramp(now_s, rtt_s, can_grow=can_grow), None
         if self._phase is _Phase.STAGE:
@@ -134,7 +145,7 @@ class CapacityEstimator:
 
     def estimate(self) -> Estimate:
         """The figure of what was seen so far; before the plateau, the rate of the last 400 ms."""
-        now_s = self._times_s[-1]
+        now_s = self._times_s[-1] if self._loaded_until_s is None else self._loaded_until_s
         since_s = self._steady_since_s
         if since_s is None:
             since_s = max(0.0, now_s - _WINDOW_S)

@@ -36,10 +36,14 @@ _LIMITED_STREAM_BYTES_MIN: Final = 96 * 1024
 # A stream that was cut after it had moved bytes is replaced, so that the rest of the transfer is like its beginning.
 _REPLACED_MAX: Final = 8
 # Between two looks at the sockets what comes and goes is left to the kernel: a wake-up for each packet would cost
-# ten times the CPU. It lengthens the round trip of the receive window by as much, so it stays short while that grows.
-_PAUSE_IN_RAMP_S: Final = 0.001
-_PAUSE_S: Final = {"download": 0.004, "upload": 0.01}
-_PAUSE_SHARE: Final = 3  # of the time for which a socket has enough to send
+# ten times the CPU. So long at most, and only a share of the time for which the streams can be left alone (`lasts_s`):
+# while windows and rates grow that is short, and what was seen of it is soon no longer true.
+_PAUSE_MIN_S: Final = 0.001
+_PAUSE_FIRST_S: Final = 0.002  # until the first sample, when nothing is known yet
+_PAUSE_S_MAX: Final = 0.015
+_PAUSE_IN_RAMP_S_MAX: Final = 0.005
+_PAUSE_SHARE: Final = 3
+_PAUSE_IN_RAMP_SHARE: Final = 6
 # When a limit is about to be reached, its moment matters.
 _LAST_PERIOD_S: Final = 0.005
 _TUNE_PERIOD_S: Final = 0.2
@@ -101,7 +105,7 @@ class Run:
         self._moved_s: float | None = None
         self._judged_s = 0.0
         self._next_tune_s = 0.0
-        self._pause_s = _PAUSE_IN_RAMP_S
+        self._pause_s = _PAUSE_FIRST_S
 
     def run(self) -> Transfer:
         """Transfer until enough is known."""
@@ -125,31 +129,35 @@ class Run:
                 raise StoppedError
             for number, events in self._epoll.poll(min(rest_s, self._open_due())):
                 self._serve(self._streams[number], events)
-            self._pause()
+            self._pause(rest_s)
         return self._judge(time.monotonic())
 
     @property
     def _period_s(self) -> float:
-        return _LAST_PERIOD_S if self._allowance.is_empty else SAMPLE_PERIOD_S
+        # Of a file that comes, reading alone shows the end of each stream.
+        is_seen = self._order.file_bytes is not None and self._order.direction == "download"
+        return _LAST_PERIOD_S if self._allowance.is_empty and not is_seen else SAMPLE_PERIOD_S
 
     @property
     def _is_over(self) -> bool:
         """Whether the limit is used up: a cap when the first stream has nothing more to do, a file when the last."""
         return self._is_spent and (self._order.file_bytes is None or not self._streams)
 
-    def _pause(self) -> None:
+    def _pause(self, rest_s: float) -> None:
         """Let some more come, so that one look at a socket takes it all."""
         if self._moved_s is not None:
-            time.sleep(self._pause_s)
+            time.sleep(min(self._pause_s, rest_s))
 
     def _serve(self, stream: Stream, events: int) -> None:
-        wanted = stream.wanted
+        was_moving, wanted = stream.state is StreamState.MOVING, stream.wanted
         try:
             stream.serve(events, self._buffer)
         except MeasurementFailedError as error:
             self._drop(stream, error)
             return
-        if stream.has_asked and self._began_s is None:
+        if was_moving and stream.state is StreamState.MOVING and stream.wanted_when_moving == wanted:
+            return  # as nearly always
+        if self._began_s is None and stream.has_asked:
             self._began_s = time.monotonic()
         if stream.state is StreamState.ENDED:
             self._drop(stream, None)
@@ -193,6 +201,8 @@ class Run:
             return None
         if self._is_over and self._order.file_bytes is None and self._estimator.last_s > 0:
             return StopReason.MAX_BYTES  # without this sample: some of it was no longer under full load
+        if self._is_spent:
+            self._estimator.end_load()
         self._estimator.add(now_s - self._began_s, total_bytes)
         self._watch.on_round_trips([rtt for stream in self._streams.values() if (rtt := stream.round_trip_s)])
         reason = self._limit_reached(now_s - self._began_s)
@@ -334,15 +344,22 @@ class Run:
         self._first_problem = self._first_problem or problem
 
     def _tune(self, now_s: float) -> None:
-        if now_s >= self._next_tune_s:
-            self._next_tune_s = now_s + _TUNE_PERIOD_S
-            under_way_bytes = self._estimator.rate_bps() / _BITS * self._rtt_s()
-            self._allowance.ask_ahead(under_way_bytes * (1 if self._estimator.ramp_is_over else _GROWTH_IN_RAMP))
-            for stream in self._streams.values():
-                stream.tune(now_s, ramp_is_over=self._estimator.ramp_is_over)
-            longest_s = _PAUSE_S[self._order.direction] if self._estimator.ramp_is_over else _PAUSE_IN_RAMP_S
-            lasts_s = min((stream.lasts_s for stream in self._streams.values()), default=longest_s)
-            self._pause_s = min(longest_s, lasts_s / _PAUSE_SHARE)
+        """Adapt to the rate: what is asked for ahead, what waits in the sockets, how often they are looked at."""
+        if now_s < self._next_tune_s:
+            return
+        ramp_is_over = self._estimator.ramp_is_over
+        self._next_tune_s = now_s + (_TUNE_PERIOD_S if ramp_is_over else 0.0)
+        for stream in self._streams.values():
+            stream.tune(now_s, ramp_is_over=ramp_is_over)
+        self._pause_s = self._suitable_pause_s(ramp_is_over=ramp_is_over)
+        under_way_bytes = self._estimator.rate_bps() / _BITS * (self._rtt_s() + self._pause_s)
+        self._allowance.ask_ahead(under_way_bytes * (1 if ramp_is_over else _GROWTH_IN_RAMP))
+
+    def _suitable_pause_s(self, *, ramp_is_over: bool) -> float:
+        lasts_s = min((stream.lasts_s for stream in self._streams.values()), default=0.0)
+        if ramp_is_over:
+            return max(_PAUSE_MIN_S, min(_PAUSE_S_MAX, lasts_s / _PAUSE_SHARE))
+        return max(_PAUSE_MIN_S, min(_PAUSE_IN_RAMP_S_MAX, lasts_s / _PAUSE_IN_RAMP_SHARE))
 
     def _rtt_s(self) -> float:
         return delay_min_s(self._infos((*self._streams.values(), *self._ended))) or _RTT_UNKNOWN_S

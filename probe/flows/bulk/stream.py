@@ -77,6 +77,13 @@ class StreamState(Enum):
     ENDED = auto()
 
 
+# Compared one by one: to look a state up in a set would hash it, in Python, at every turn.
+_SENDING_REQUEST: Final = (StreamState.CONNECTING, StreamState.ASKING)
+_UNANSWERED: Final = (StreamState.ASKING, StreamState.WAITING)
+_ANSWERED: Final = (StreamState.WAITING, StreamState.MOVING)
+_ASKED: Final = (StreamState.ASKING, StreamState.WAITING, StreamState.MOVING)
+
+
 class Stream(ABC):
     """What both directions share."""
 
@@ -95,6 +102,7 @@ class Stream(ABC):
         self._received = b""
         self._head_bytes = 0
         self._waiting_here = WaitingHere()
+        self._counted_before = (self._since_s, 0)
         self.allowance = Allowance(None)
         self.lasts_s = math.inf  # how long it can be left alone before it has nothing to do
         self.is_spent = False  # it has nothing more to do, because the allowance is used up
@@ -120,7 +128,7 @@ class Stream(ABC):
     @property
     def wanted(self) -> int:
         """The epoll events to wait for."""
-        if self.state in {StreamState.CONNECTING, StreamState.ASKING}:
+        if self.state in _SENDING_REQUEST:
             return select.EPOLLOUT
         if self.state is StreamState.SECURING:
             return self._securing_wanted
@@ -139,7 +147,7 @@ class Stream(ABC):
     @property
     def has_asked(self) -> bool:
         """Whether the request is on its way, or further."""
-        return self.state in {StreamState.ASKING, StreamState.WAITING, StreamState.MOVING}
+        return self.state in _ASKED
 
     def serve(self, events: int, buffer: memoryview) -> None:
         """Do what can be done now.
@@ -149,7 +157,7 @@ class Stream(ABC):
         """
         self._serve_once(events, buffer)
         while pending_bytes := self._pending_bytes:  # nothing would wake us for these
-            if self.state not in {StreamState.WAITING, StreamState.MOVING}:
+            if self.state not in _ANSWERED:
                 return
             self._serve_once(select.EPOLLIN, buffer)
             if self._pending_bytes == pending_bytes:
@@ -160,6 +168,9 @@ class Stream(ABC):
         return self.wire.pending_bytes
 
     def _serve_once(self, events: int, buffer: memoryview) -> None:
+        if self.state is StreamState.MOVING:
+            self._move(events, buffer)
+            return
         if self.state is StreamState.CONNECTING:
             self._finish_connect()
         if self.state is StreamState.SECURING:
@@ -168,8 +179,6 @@ class Stream(ABC):
             self._ask()
         elif self.state is StreamState.WAITING:
             self._read_head()
-        elif self.state is StreamState.MOVING:
-            self._move(events, buffer)
 
     def check_time(self, now_s: float) -> None:
         """Give up on a connection or an answer that does not come.
@@ -177,6 +186,8 @@ class Stream(ABC):
         Raises:
             MeasurementFailedError: (connect | tls | request, timed_out).
         """
+        if self.state is StreamState.MOVING:
+            return
         waited_s = now_s - self._since_s
         place = f"{self.order.address}:{self.order.port}"
         if self.state is StreamState.CONNECTING and waited_s > self.order.connect_time_out_s:
@@ -186,7 +197,7 @@ class Stream(ABC):
         if self.state is StreamState.SECURING and tls is not None and waited_s > tls.handshake_time_out_s:
             detail = f"{place} did not finish the handshake within {waited_s:.1f} s"
             raise MeasurementFailedError(Operation.TLS, FailureKind.TIMED_OUT, detail)
-        if self.state in {StreamState.ASKING, StreamState.WAITING} and waited_s > self.order.request_time_out_s:
+        if self.state in _UNANSWERED and waited_s > self.order.request_time_out_s:
             detail = f"{place} did not answer within {waited_s:.1f} s"
             raise MeasurementFailedError(Operation.REQUEST, FailureKind.TIMED_OUT, detail)
 
@@ -198,8 +209,14 @@ class Stream(ABC):
             self.counted_bytes = max(self.counted_bytes, counted_bytes)
         return self.counted_bytes
 
-    def tune(self, now_s: float, *, ramp_is_over: bool) -> None:  # noqa: B027 - an upload has nothing to adapt
-        """Adapt to the stream's rate; called five times a second."""
+    @abstractmethod
+    def tune(self, now_s: float, *, ramp_is_over: bool) -> None:
+        """Adapt to the stream's rate; called five times a second, in the ramp 20 times."""
+
+    def _latest_bytes_per_s(self, now_s: float) -> float | None:
+        """The rate since this was asked the last time; absent when no time has passed."""
+        (before_s, before_bytes), self._counted_before = self._counted_before, (now_s, self.counted_bytes)
+        return (self.counted_bytes - before_bytes) / (now_s - before_s) if now_s > before_s else None
 
     @property
     def round_trip_s(self) -> float | None:

@@ -5,6 +5,7 @@ That makes one core of a Raspberry Pi enough for a gigabit line.
 
 from __future__ import annotations
 
+import math
 import re
 import socket
 from collections import deque
@@ -44,6 +45,21 @@ class DownloadStream(Stream):
         super().share(allowance)
         if allowance.by_window:
             self._open_window()
+
+    def tune(self, now_s: float, *, ramp_is_over: bool) -> None:
+        """See how much more than a round trip's worth the receive window holds: so long what comes can be left there.
+
+        What is left lengthens the round trip of the window. While that is narrow it must be taken at once, or the
+        kernel would not widen it.
+        """
+        del ramp_is_over
+        bytes_per_s = self._latest_bytes_per_s(now_s)
+        if not bytes_per_s:  # nothing came: whenever it is looked at is soon enough
+            self.lasts_s = math.inf
+            return
+        # Half of the buffer is the kernel's own, as far as it promises.
+        window_bytes = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) / 2
+        self.lasts_s = max(0.0, window_bytes / bytes_per_s - (self.round_trip_s or 0.0))
 
     def _prepare(self) -> None:
         """Nothing: the kernel's own receive buffer tuning is best."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
-import time
 from typing import Final
 
 from probe.errors import MeasurementFailedError
@@ -22,7 +21,7 @@ from probe.messages import FailureKind, Operation
 # Keep little unsent in the socket: what waits there is neither on the line nor can be taken back.
 _NOTSENT_BYTES: Final = 128 * 1024
 # But enough for the time until the next look at the socket, several times over.
-_NOTSENT_S: Final = 0.06
+_NOTSENT_S: Final = 0.1
 _NOTSENT_BYTES_MAX: Final = 4 << 20
 _TCP_NOTSENT_LOWAT: Final = 25  # linux/tcp.h; Python names it on some platforms only
 
@@ -40,7 +39,6 @@ class UploadStream(Stream):
         self._rest_bytes = 0
         self._answer: ResponseHead | None = None
         self._granted_bytes = 0
-        self._tuned = (time.monotonic(), 0)
 
     def share(self, allowance: Allowance) -> None:
         """Take from `allowance` together with other streams; called before it connects."""
@@ -49,17 +47,16 @@ class UploadStream(Stream):
             self._limit_unsent(min(allowance.part_bytes, _NOTSENT_BYTES))
 
     def tune(self, now_s: float, *, ramp_is_over: bool) -> None:
-        """Let more wait in the socket of a fast stream; called five times a second."""
+        """Let more wait in the socket of a fast stream."""
         del ramp_is_over
-        (before_s, before_bytes), self._tuned = self._tuned, (now_s, self.counted_bytes)
-        if now_s <= before_s:
+        bytes_per_s = self._latest_bytes_per_s(now_s)
+        if bytes_per_s is None:
             return
-        rate_bytes_per_s = (self.counted_bytes - before_bytes) / (now_s - before_s)
-        limit_bytes = min(int(rate_bytes_per_s * _NOTSENT_S), _NOTSENT_BYTES_MAX)
+        limit_bytes = min(int(bytes_per_s * _NOTSENT_S), _NOTSENT_BYTES_MAX)
         if limit_bytes > self._unsent_bytes_max:
             self._limit_unsent(limit_bytes)
         # The kernel asks for more when half of it is gone.
-        self.lasts_s = self._unsent_bytes_max / 2 / max(rate_bytes_per_s, 1.0)
+        self.lasts_s = self._unsent_bytes_max / 2 / max(bytes_per_s, 1.0)
 
     def refresh(self) -> int:
         """Ask the kernel how many bytes of payload have been delivered; spent when there will be no more."""
