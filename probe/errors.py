@@ -53,8 +53,8 @@ class SpoolError(ProbeError):
 
 
 def one_line(text: str) -> str:
-    """Fold `text` to one bounded line."""
-    folded = " ".join(text.split())
+    """Fold `text` to one bounded line of printable characters: it may come from the network and go to a terminal."""
+    folded = " ".join("".join(character if character.isprintable() else " " for character in text).split())
     if len(folded) <= DETAIL_CHARACTERS_MAX:
         return folded
     return folded[: DETAIL_CHARACTERS_MAX - 1] + "…"

@@ -7,12 +7,21 @@ every result, rather than being a weapon for whoever writes its instruction.
 from __future__ import annotations
 
 import ipaddress
+import re
+from typing import Final
 
 from probe.config import Targets
 from probe.errors import NotRunError
 from probe.messages import NotRunReason
 
 _NOTHING_ALLOWED = "targets is empty in this device's probe.toml, which allows nothing: name networks or domains there"
+# Names are judged here as text, and asked for in DNS presentation format (RFC 1035 section 5.1), where a backslash
+# takes the meaning from a dot: the name `evil\.example.vn` is not under example.vn. A plain name means the same in both.
+_PLAIN_NAME: Final = re.compile(r"[0-9A-Za-z_-]+(\.[0-9A-Za-z_-]+)*\.?")
+_NAME_CHARACTERS_MAX: Final = 253
+_NOT_PLAIN = (
+    f"neither an address nor a host name (letters, digits, - and _ between dots, {_NAME_CHARACTERS_MAX} at most)"
+)
 
 
 class TargetGuard:
@@ -32,6 +41,7 @@ class TargetGuard:
 
         What a name resolves to is for the owner of its domain to say. Only dotted quads and RFC 4291 text count as
         addresses: `0x7f.1` and `2130706433`, which a C library would take for one, are names here, of no domain.
+        A name with anything but letters, digits, hyphens and underscores between its dots is refused, too.
 
         Raises:
             NotRunError: `target_refused`.
@@ -41,6 +51,8 @@ class TargetGuard:
         try:
             address = ipaddress.ip_address(host)
         except ValueError:
+            if len(host) > _NAME_CHARACTERS_MAX or not _PLAIN_NAME.fullmatch(host):
+                raise NotRunError(NotRunReason.TARGET_REFUSED, f"{_NOT_PLAIN}: {host}") from None
             allowed = any(f".{_normal(host)}".endswith(f".{suffix}") for suffix in self._suffixes)
         else:
             allowed = any(_unmapped(address) in network for network in self._networks)

@@ -8,7 +8,7 @@ too, so that a dead peer is not called a dead line. `flows.outages` has the rule
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import ipaddress
 from collections.abc import Sequence
 from typing import Annotated, Final, Literal
 
@@ -50,6 +50,11 @@ class AvailabilityParameters(Parameters, frozen=True):
     time_out_s: Annotated[float, msgspec.Meta(ge=1, le=10)] = 3.0
     losses: Annotated[int, msgspec.Meta(ge=2, le=10)] = 3
     operator_host: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a witness that could never be asked: nothing else would ever tell of it."""
+        if _version_of_literal(self.operator_host) not in {None, self.ip_version}:
+            raise ValueError(f"operator_host {self.operator_host} is not an IPv{self.ip_version} address")
 
     def rules(self) -> Rules:
         """When lost packets are an outage."""
@@ -114,7 +119,8 @@ async def measure(context: Context, parameters: AvailabilityParameters) -> Avail
     A line that is down is a measurement, whatever is down of it.
 
     Raises:
-        MeasurementFailedError: (resolve, name_not_found) there is no such peer, and there never was.
+        MeasurementFailedError: (resolve, name_not_found) at the window's end: the peer has never had an address, and
+            every look-up of the window was told that there is no such name.
         NotRunError: the host allows no ICMP echo (`tool_missing`); the window is longer than an hour and a half
             (`bad_parameters`).
     """
@@ -145,6 +151,10 @@ class _Window:
             learned=self._learned,
             usage=context.usage,
         )
+        # What look-ups of the peer met: no such name; what makes it no name at all; anything else, success included.
+        self._no_such_name: MeasurementFailedError | None = None
+        self._no_name: NotRunError | None = None
+        self._may_exist = False
 
     async def run(self) -> AvailabilityValues:
         """Watch until the window is over and its last seconds are decided."""
@@ -156,6 +166,7 @@ class _Window:
         finally:
             resolving.cancel()
             self._watch.close()
+        self._raise_if_no_peer()
         return self._leave(self._end_s)
 
     async def _go_on(self) -> None:
@@ -189,36 +200,60 @@ class _Window:
 
     async def _resolve_new(self) -> None:
         """Find the addresses that no window before has left, and set out with what there is."""
-        for host in self._hosts():
-            if host not in self._learned.addresses:
-                await self._resolve(host)
+        for host in self._unknown_hosts():
+            await self._resolve(host)
+        if self._no_name is not None:
+            raise self._no_name
         self._aim()
 
     async def _resolve_again(self) -> None:
         """Once per window, and until there is an address: names move, and a line may be down when a window begins."""
-        known = [host for host in self._hosts() if host in self._learned.addresses]
-        for host in known:
-            with contextlib.suppress(MeasurementFailedError):
-                await self._resolve(host)
+        for host in set(self._hosts()) - set(self._unknown_hosts()):
+            await self._resolve(host)
         self._aim()
-        while any(host not in self._learned.addresses for host in self._hosts()):
+        while self._unknown_hosts():
             await asyncio.sleep(_RESOLVE_AGAIN_S)
-            for host in self._hosts():
-                with contextlib.suppress(MeasurementFailedError):
-                    await self._resolve(host)
+            for host in self._unknown_hosts():
+                await self._resolve(host)
             self._aim()
 
+    def _unknown_hosts(self) -> list[str]:
+        return [host for host in self._hosts() if host not in self._learned.addresses]
+
     async def _resolve(self, host: str) -> None:
-        """Learn an address. Not to find one is what a line that is down looks like; that there is none is not."""
+        """Learn an address, or note why not.
+
+        Not to find one is what a line that is down looks like. "No such name" may be that too: routers and portals
+        say so of every name while they have no uplink. So nothing that is met here ends the watching.
+        """
+        problem: MeasurementFailedError | NotRunError | None = None
         try:
             version = self._parameters.ip_version
             self._learned.addresses[host] = await resolve_host(self._link, host, version, RESOLVE_TIME_OUT_S)
-        except MeasurementFailedError as error:
-            if error.failure.kind is FailureKind.NAME_NOT_FOUND:
-                raise
-        except NotRunError as error:
-            if error.not_run.reason is not NotRunReason.LINK_DOWN:
-                raise
+        except (MeasurementFailedError, NotRunError) as error:
+            problem = error
+        if host == self._peer.host:
+            self._note(problem)
+
+    def _note(self, problem: MeasurementFailedError | NotRunError | None) -> None:
+        """What a look-up says of whether there is such a peer."""
+        if isinstance(problem, NotRunError) and problem.not_run.reason is not NotRunReason.LINK_DOWN:
+            self._no_name = problem
+        elif isinstance(problem, MeasurementFailedError) and problem.failure.kind is FailureKind.NAME_NOT_FOUND:
+            self._no_such_name = problem
+        else:
+            self._may_exist = True
+
+    def _no_peer(self) -> MeasurementFailedError | NotRunError | None:
+        """Why there is nobody to watch; absent when there may be. A peer that once had an address has it still."""
+        if self._peer.host in self._learned.addresses:
+            return None
+        return self._no_name or (None if self._may_exist else self._no_such_name)
+
+    def _raise_if_no_peer(self) -> None:
+        error = self._no_peer()
+        if error is not None:
+            raise error
 
     def _aim(self) -> None:
         peer, *operator = (self._learned.addresses.get(host) for host in self._hosts())
@@ -249,6 +284,8 @@ class _Window:
 
     def _so_far(self) -> AvailabilityValues | None:
         """What is decided when somebody ends the window before its time; absent when nothing is."""
+        if self._no_peer() is not None:
+            return None
         undecided_s = decided_until_s(self._watch.rounds, self._rules, went_down=self._went_down())
         seen_s = self._now_s() if undecided_s is None else undecided_s
         return self._leave(min(seen_s, self._end_s)) if self._watch.rounds and seen_s > 0 else None
@@ -336,6 +373,14 @@ def _stretches_s(segments: Sequence[Segment]) -> list[float]:
             stretches.append(one.length_s)
         was_down = one.state.is_down
     return stretches
+
+
+def _version_of_literal(host: str | None) -> int | None:
+    """Of an address, which IP version; absent for a name, and for nothing."""
+    try:
+        return None if host is None else ipaddress.ip_address(host).version
+    except ValueError:
+        return None
 
 
 def _targets(parameters: Parameters) -> tuple[str, ...]:

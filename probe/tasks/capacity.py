@@ -24,7 +24,7 @@ from probe.flows.dns.query import resolve_host
 from probe.flows.echo.delays import DelaySummary
 from probe.flows.http.channel import blame_link
 from probe.flows.load.loaded_delay import IDLE_PLAN, DelayWatch, LoadedDelays, StampFlow, idle_delay
-from probe.messages import NotRunReason, Peer, bulk_protocol
+from probe.messages import FailureKind, NotRunReason, Operation, Peer, bulk_protocol
 from probe.tasks.base import Context, Load, Parameters, Sample, TaskType, Usage, Values
 
 RESOLVE_TIME_OUT_S: Final = 5.0
@@ -141,6 +141,8 @@ async def measure(context: Context, parameters: CapacityParameters) -> CapacityV
             done, delays = await transfer(order, open_socket, count), None
     except MeasurementFailedError as error:
         raise blame_link(link, error) from error
+    if done.estimate.capacity_bps <= 0:
+        raise MeasurementFailedError(Operation.TRANSFER, FailureKind.STALLED, "nothing moved in the end")
     context.usage.rate_bps = done.estimate.capacity_bps
     return _with_delays(_values(done, done.began_s - began_s), delays)
 

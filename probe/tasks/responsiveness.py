@@ -29,18 +29,24 @@ from probe.flows.load.loaded_delay import IDLE_PLAN, DelayWatch, LoadedDelays, S
 from probe.flows.load.responsiveness import SelfProbe, WorkingConditions
 from probe.links import Link
 from probe.messages import FailureKind, NotRunReason, Operation, Peer
-from probe.tasks.base import Context, Load, Parameters, Sample, TaskType, Values
+from probe.tasks.base import Context, Load, Parameters, Sample, TaskType, Usage, Values
 
 RESOLVE_TIME_OUT_S: Final = 5.0
 # A request that takes longer than this has met a dead line, not a deep buffer.
 _PROBE_TIME_OUT_S: Final = 5.0
 # Requests that wait for their answer at once: on a line of 2 s no more than this hang on.
 _PROBES_WAITING_MAX: Final = 40
+# On the slowest lines one request a second is left.
+_PROBE_GAP_S_MAX: Final = 1.0
 # So many failures and not one answer: the peer has no small object, or is no peer.
 _PROBES_FAILED_MAX: Final = 5
-# What a plain request costs both ways with all headers, and the share of the line that they may take (the draft's PTC).
-_PROBE_BYTES: Final = 1000
+# What a request costs until the first have shown it (TLS: a chain of certificates), what the headers of its packets
+# add, and the share of the line that all may take (the draft's PTC).
+_PROBE_BYTES: Final = 600
+_PROBE_BYTES_OVER_TLS: Final = 6000
+_PROBE_HEADER_BYTES: Final = 400
 _PROBE_SHARE_MAX: Final = 0.05
+_BITS: Final = 8
 # The stragglers of the delay series, closing the sockets.
 _MARGIN_S: Final = 4.0
 
@@ -176,7 +182,7 @@ class _Loaded:
         self._moving = asyncio.Event()
         self._waiting: set[asyncio.Task[None]] = set()
         self._first_problem: MeasurementFailedError | None = None
-        self.probes_failed = 0
+        self.probes_failed = self._probes_answered = self._probe_bytes = 0
         self.conditions = WorkingConditions(began_s, line.parameters.interval_s)
         self.goodput: list[IntervalSample] = []
         self.delays = LoadedDelays(0, 0, DelaySummary())
@@ -198,7 +204,7 @@ class _Loaded:
             for task in (load, *self._waiting):
                 task.cancel()
             await asyncio.gather(load, *self._waiting, return_exceptions=True)
-        if self._first_problem is not None and not self.conditions.verdict().responsiveness.probes:
+        if self._first_problem is not None and not self._probes_answered:
             raise self._first_problem
         return done
 
@@ -231,7 +237,7 @@ class _Loaded:
 
     def _is_hopeless(self) -> bool:
         """Whether no request will ever be answered: loading the line any longer would be for nothing."""
-        return self.probes_failed >= _PROBES_FAILED_MAX and not self.conditions.verdict().responsiveness.probes
+        return self.probes_failed >= _PROBES_FAILED_MAX and not self._probes_answered
 
     async def _request_on(self) -> None:
         while True:
@@ -243,12 +249,23 @@ class _Loaded:
 
     def _gap_s(self) -> float:
         """Between two requests: as asked for, and no more than 5 % of what the line carries."""
-        affordable_s = _PROBE_BYTES * 8 / (_PROBE_SHARE_MAX * self.conditions.last_goodput_bps or 1.0)
-        return max(1 / self._line.parameters.probes_per_s, min(affordable_s, 1.0))
+        affordable_bps = _PROBE_SHARE_MAX * self.conditions.last_goodput_bps
+        affordable_s = self._request_bytes() * _BITS / affordable_bps if affordable_bps else 0.0
+        return max(1 / self._line.parameters.probes_per_s, min(affordable_s, _PROBE_GAP_S_MAX))
+
+    def _request_bytes(self) -> float:
+        """What one has cost so far, in the mean."""
+        if self._probes_answered:
+            return self._probe_bytes / self._probes_answered + _PROBE_HEADER_BYTES
+        return (_PROBE_BYTES if self._target.tls is None else _PROBE_BYTES_OVER_TLS) + _PROBE_HEADER_BYTES
 
     async def _request_once(self) -> None:
+        cost = Usage()
         try:
-            self.conditions.add_foreign(await probe_once(self._target, self._line.open_stream, _PROBE_TIME_OUT_S))
+            probe = await probe_once(self._target, self._line.open_stream, _PROBE_TIME_OUT_S, cost)
+            self.conditions.add_foreign(probe)
+            self._probes_answered += 1
+            self._probe_bytes += cost.sent_bytes + cost.received_bytes
         except MeasurementFailedError as error:
             self.probes_failed += 1
             self._first_problem = self._first_problem or error
@@ -256,6 +273,9 @@ class _Loaded:
             self.probes_failed += 1
             lost = MeasurementFailedError(Operation.CONNECT, FailureKind.LINK_LOST, str(error))
             self._first_problem = self._first_problem or lost
+        finally:
+            self._line.context.usage.sent_bytes += cost.sent_bytes
+            self._line.context.usage.received_bytes += cost.received_bytes
 
     def _take_round_trips(self, round_trips_s: Sequence[float]) -> None:
         now_s = time.monotonic()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -30,6 +30,8 @@ RESOLVE_TIME_OUT_S = 5.0
 MARGIN_S = 1.0
 # 1500 bytes of Ethernet less the headers of IPv6 and UDP: never fragmented at home.
 PAYLOAD_BYTES_MAX = 1452
+# A series is one row, and tells nothing before its end: what goes on for longer is several series.
+SERIES_S_MAX: Final = 3600.0
 
 
 class RoundTripParameters(Parameters, frozen=True):
@@ -50,7 +52,13 @@ class RoundTripParameters(Parameters, frozen=True):
     payload_bytes: Annotated[int, msgspec.Meta(ge=PACKET_BYTES, le=PAYLOAD_BYTES_MAX)] = PACKET_BYTES
 
     def __post_init__(self) -> None:
-        """Bound the connections that a dead peer would leave waiting."""
+        """Bound the series' length, and the connections that a dead peer would leave waiting."""
+        longest_s = self.plan().duration_s_max()
+        if longest_s > SERIES_S_MAX:
+            raise ValueError(
+                f"a series may last {SERIES_S_MAX:g} s at most, and this one could last {longest_s:g} s: "
+                "lower packets or interval_s"
+            )
         waiting = min(self.packets, self.time_out_s / self.interval_s)
         if self.method == "tcp" and waiting > WAITING_MAX:
             raise ValueError(

@@ -131,3 +131,23 @@ def test_nothing_at_all_has_no_figure() -> None:
     assert verdict.responsiveness.rpm is None
     assert verdict.load_bps == 0
     assert verdict.confidence is Confidence.LOW
+
+
+@pytest.mark.parametrize("round_trip_s", [0.2, 0.8, 1.3, 2.5])
+def test_a_slow_answer_counts_when_it_comes(round_trip_s: float) -> None:
+    """Ten requests a second, each answered after two round trips: no depth of buffer hides the slow ones."""
+    conditions = WorkingConditions(0.0, 0.5)
+    asked_s, total_bytes = 0.0, 0
+    for interval in range(1, 40):
+        now_s = interval * 0.5
+        while asked_s + 2 * round_trip_s <= now_s:
+            conditions.add_foreign(ForeignProbe(asked_s + 2 * round_trip_s, round_trip_s, round_trip_s))
+            asked_s += 0.1
+        conditions.add_own(SelfProbe(now_s, round_trip_s))
+        total_bytes += 500_000
+        if conditions.end_interval(now_s, total_bytes):
+            break
+    verdict = conditions.verdict()
+    assert verdict.confidence is Confidence.HIGH
+    assert verdict.responsiveness.rpm == pytest.approx(60 / round_trip_s, rel=0.01)
+    assert verdict.responsiveness.probes >= 15

@@ -17,7 +17,7 @@ from probe.flows.bulk.allowance import Allowance
 from probe.flows.bulk.http_head import ResponseHead
 from probe.flows.bulk.ndt7_frames import EndedError
 from probe.flows.bulk.ndt7_session import Ndt7Session
-from probe.flows.bulk.stream import RECEIVE_BYTES_MAX, Order, StreamState
+from probe.flows.bulk.stream import Order, StreamState
 from probe.flows.bulk.stream_download import DownloadStream
 from probe.flows.bulk.stream_upload import UploadStream
 from probe.flows.bulk.tls_wire import RECORD_BYTES, SEND_BYTES_MAX
@@ -29,6 +29,8 @@ from probe.messages import Operation
 # With its header a frame fills four TLS records; a server must take messages of 128 KiB.
 FRAME_BYTES: Final = 64 * 1024
 HEADER_BYTES: Final = 8
+# Of headers, texts and control frames, at one look at a socket: more is left for the next one.
+_OVERHEAD_BYTES_MAX: Final = 64 * 1024
 
 
 def make_frames(source: int, length_bytes: int) -> None:
@@ -83,9 +85,10 @@ class Ndt7Download(DownloadStream):
 
     def _discard(self, buffer: memoryview, wanted_bytes: int) -> int:
         """Follow the frames until nothing more has come, or so many bytes of bulk are dropped."""
-        dropped_bytes = 0
+        dropped_bytes, heard_bytes = 0, self._session.overhead_bytes
         try:
-            while dropped_bytes < wanted_bytes:
+            # Frames without bulk end the turn too: a peer that sends nothing else must not hold the thread for ever.
+            while dropped_bytes < wanted_bytes and self._session.overhead_bytes - heard_bytes < _OVERHEAD_BYTES_MAX:
                 dropped_bytes += self._session.step(buffer, wanted_bytes - dropped_bytes)
         except BlockingIOError:
             pass
@@ -145,7 +148,7 @@ class Ndt7Upload(UploadStream):
         """Hear the server out: its measurements, a Ping, a Close."""
         heard_bytes = self._session.overhead_bytes
         try:
-            while self._session.overhead_bytes - heard_bytes < RECEIVE_BYTES_MAX:
+            while self._session.overhead_bytes - heard_bytes < _OVERHEAD_BYTES_MAX:
                 self._session.step(self._listening, 0)
         except BlockingIOError:
             return

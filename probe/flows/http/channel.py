@@ -189,6 +189,8 @@ class Channel:
 
     async def _take(self) -> bytes:
         """What the kernel has, and when it came."""
+        # Whoever always has more to say must not keep the loop, and with it every time-out, from running.
+        await asyncio.sleep(0)
         while True:
             try:
                 content, ancillary, _, _ = self._sock.recvmsg(_RECEIVE_BYTES_MAX, _ANCILLARY_BYTES)

@@ -20,6 +20,7 @@ from typing import Final
 from probe.errors import MeasurementFailedError
 from probe.flows.bulk.http_head import HEAD_BYTES_MAX, check_status, find_head, host_header, request_head
 from probe.flows.bulk.stream import USER_AGENT
+from probe.flows.echo.engine import ByteCount
 from probe.flows.faults import failed
 from probe.flows.load.responsiveness import ForeignProbe
 from probe.flows.moments import Moment, ask_for_stamps, delay_ns, now, stamp_of
@@ -47,8 +48,10 @@ class Target:
     tls: ssl.SSLContext | None = None
 
 
-async def probe_once(target: Target, open_socket: Callable[[], socket.socket], time_out_s: float) -> ForeignProbe:
-    """Connect, ask, take the answer.
+async def probe_once(
+    target: Target, open_socket: Callable[[], socket.socket], time_out_s: float, usage: ByteCount
+) -> ForeignProbe:
+    """Connect, ask, take the answer; `usage` hears what it cost, by the kernel's count.
 
     Raises:
         MeasurementFailedError: (connect | tls | request, ...) which step said no; (request, timed_out) no answer
@@ -65,6 +68,15 @@ async def probe_once(target: Target, open_socket: Callable[[], socket.socket], t
         except TimeoutError as error:
             detail = f"no answer within {time_out_s:.1f} s"
             raise MeasurementFailedError(Operation.REQUEST, FailureKind.TIMED_OUT, detail) from error
+        finally:
+            _count(sock, usage)
+
+
+def _count(sock: socket.socket, usage: ByteCount) -> None:
+    with contextlib.suppress(OSError):  # a TLS connection that was given up is closed already
+        info = read_tcp_info(sock)
+        usage.sent_bytes += info.acked_bytes or 0
+        usage.received_bytes += info.received_bytes or 0
 
 
 async def _probe(target: Target, sock: socket.socket) -> ForeignProbe:
@@ -75,11 +87,14 @@ async def _probe(target: Target, sock: socket.socket) -> ForeignProbe:
     except OSError as error:
         raise failed(Operation.CONNECT, error) from error
     tcp_s = read_tcp_info(sock).rtt_s or time.monotonic() - began_s
-    request = request_head("GET", host_header(target.host, target.port), target.path, agent=USER_AGENT)
+    request = request_head(
+        "GET", host_header(target.host, target.port, tls=target.tls is not None), target.path, agent=USER_AGENT
+    )
     if target.tls is None:
-        return ForeignProbe(began_s, tcp_s, await _ask(sock, request))
+        http_s = await _ask(sock, request)
+        return ForeignProbe(time.monotonic(), tcp_s, http_s)
     tls_s, http_s = await _ask_over_tls(target, target.tls, sock, request)
-    return ForeignProbe(began_s, tcp_s, http_s, tls_s)
+    return ForeignProbe(time.monotonic(), tcp_s, http_s, tls_s)
 
 
 async def _ask(sock: socket.socket, request: bytes) -> float:

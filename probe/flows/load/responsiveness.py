@@ -31,13 +31,13 @@ class Confidence(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ForeignProbe:
-    """One request on a connection of its own: when it began, and its three times in seconds.
+    """One request on a connection of its own: when its answer came, and its three times in seconds.
 
     `tcp_s` is the TCP handshake, `tls_s` the TLS handshake divided by its round trips (absent without TLS), `http_s`
     from the request to the whole answer of one byte.
     """
 
-    began_s: float
+    ended_s: float
     tcp_s: float
     http_s: float
     tls_s: float | None = None
@@ -188,7 +188,7 @@ class WorkingConditions:
     def _now(self) -> Responsiveness:
         since_s, until_s = self.window_s
         return responsiveness_of(
-            (probe for probe in self._foreign if since_s <= probe.began_s <= until_s),
+            (probe for probe in self._foreign if since_s <= probe.ended_s <= until_s),
             (probe for probe in self._own if since_s <= probe.seen_s <= until_s),
         )
 

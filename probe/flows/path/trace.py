@@ -236,7 +236,8 @@ class Trace:
         said = meaning(error.icmp_version, error.icmp_type, error.icmp_code)
         if number is None or said is None:
             return
-        from_destination = error.reporter == self._destination or said == "port"
+        # A filter on the way says "port unreachable" too: only the destination's own word is that of the destination.
+        from_destination = error.reporter == self._destination
         unreachable = None if said == "time_exceeded" or from_destination else said
         delay = self._delay_ns(number, error.stamp_ns)
         self._take(number, Reply(error.reporter, delay, unreachable, from_destination=from_destination))
