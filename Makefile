@@ -20,7 +20,7 @@ check: setup ## format, lint, types, import rules, lock file
 	$(BIN)/lint-imports --no-logo
 	.ci/lock --check
 
-bench: setup-bench ## the agent at rest, the peer and the ingest path, side by side with a peer
+bench: setup-bench ## the agent at rest, ingest, capacity, accuracy: beside iperf3, curl, ping, fping, irtt (ARGS="--only accuracy")
 	$(PY) tests/benchmarks/run.py $(ARGS)
 
 lab: setup-demo ## emulated lines measured, configured against measured; ARGS="run 4g_edge capacity" (as root)

@@ -108,6 +108,7 @@ def _add_once(commands: Any) -> None:
         default="http",
         help="what a peer given by its address speaks for capacity; default http",
     )
+    parser.add_argument("--peer-stamp-key", default="", metavar="NAME", help="of [stamp_keys]: authenticated STAMP")
     parser.add_argument("--peer-tls", action="store_true", help="a peer given by its address speaks TLS")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="a parameter of the task"
@@ -184,6 +185,7 @@ def _once(arguments: argparse.Namespace) -> int:
             wait_s=arguments.wait,
             peer_protocol=arguments.peer_protocol,
             peer_tls=arguments.peer_tls,
+            peer_stamp_key=arguments.peer_stamp_key,
         ),
     )
     sys.stdout.write((once.as_json(result) if arguments.json else once.as_text(result)) + "\n")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ class Wish:
     wait_s: float
     peer_protocol: BulkProtocol = "http"
     peer_tls: bool = False
+    peer_stamp_key: str = ""
 
 
 class _OneResult:
@@ -156,6 +158,7 @@ def _find_peer(config: ProbeConfig, wish: Wish, task: AnyTask) -> Peer | None:
         http_port=http_port or (_HTTPS_PORT if wish.peer_tls else _HTTP_PORT),
         stamp_port=wish.stamp_port or _STAMP_PORT,
         tls=wish.peer_tls,
+        stamp_key=wish.peer_stamp_key,
         protocol=wish.peer_protocol,
         download_path=download_path,
         upload_path=upload_path,
@@ -224,8 +227,17 @@ def as_text(result: Result) -> str:
     whom = f" to {result.peer}" if result.peer else ""
     head = f"{result.task}{f' ({what})' if what else ''}{where}{whom}: {_outcome(result)}"
     lines = [f"  {name} = {_shown(value)}" for name, value in (result.values or {}).items()]
+    lines += [f"  {warning}" for warning in _warnings(result)]
     cost = f"  took {result.duration_s or 0:.3f} s, {result.bytes_sent} bytes sent, {result.bytes_received} received"
     return "\n".join([head, *lines, cost])
+
+
+def _warnings(result: Result) -> Iterator[str]:
+    """What a reader must not overlook."""
+    if result.fitness.host_limited:
+        yield f"the host was the limit ({result.fitness.host_limited_by}), not the line: a lower bound"
+    if (result.values or {}).get("lower_bound"):
+        yield "a lower bound: it ended before the line was full"
 
 
 def _outcome(result: Result) -> str:

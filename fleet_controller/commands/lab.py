@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import signal
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -21,7 +21,7 @@ from fleet_controller.lab.compare import as_builtins, compare, outcome, shown
 from fleet_controller.lab.matrix import Case, Row, Summary
 from fleet_controller.lab.profile import LinkProfile
 from fleet_controller.lab.profiles import find_profile, load_profiles
-from fleet_controller.lab.site import Run, Site
+from fleet_controller.lab.site import PEER_NAME, Run, Site
 from probe.tasks import TASKS
 from probe.tasks.base import AnyTask
 
@@ -29,6 +29,11 @@ _OK: Final = 0
 _PROBLEMS: Final = 1
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _MEGA: Final = 1e6
+# What is there behind every line: a name to ask for, a page to fetch, at an address that is nobody's on the Internet.
+_OF_THE_LAB: Final[dict[str, dict[str, Any]]] = {
+    "dns": {"name": PEER_NAME},
+    "web": {"path": "/small", "allow_private": True},
+}
 
 
 def list_(args: argparse.Namespace) -> int:
@@ -57,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     with _leaving_nothing(), Site(profile, shaper=args.shaper, nginx=args.peer == "nginx", seed=args.seed) as site:
         results = []
         for number in range(args.runs):
-            done = site.measure(task.name, parameters, peer=args.peer if task.needs_peer else None)
+            done = site.measure(task.name, parameters, peer=_peer(task, parameters, args.peer))
             results.append(done)
             if not args.json:
                 _say_run(site, done, number, args.runs)
@@ -69,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 def run_matrix(args: argparse.Namespace) -> int:
     """Measure all lines, or some, and say what that says of the instruments."""
     known = load_profiles(args.file)
-    names = args.profiles.split(",") if args.profiles else list(known)
+    names = args.profiles.split(",") if args.profiles is not None else list(known)
     profiles = {name: find_profile(name, known) for name in names}
     total = args.runs * sum(1 for name in names for _ in matrix.cases_of(name, profiles[name]))
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -122,6 +127,7 @@ def _parameters(task: AnyTask, settings: list[str], profile: LinkProfile) -> dic
     fields = task.parameters.__struct_fields__
     versions = profile.ip_versions
     parameters: dict[str, Any] = {"ip_version": versions[0]} if "ip_version" in fields and versions == (6,) else {}
+    parameters |= _OF_THE_LAB.get(task.name, {})
     for setting in settings:
         key, separator, text = setting.partition("=")
         if not separator:
@@ -130,11 +136,18 @@ def _parameters(task: AnyTask, settings: list[str], profile: LinkProfile) -> dic
             parameters[key] = msgspec.json.decode(text)
         except msgspec.DecodeError:
             parameters[key] = text  # a word without quotes
+    if "url" in parameters:
+        parameters.pop("path", None)
     try:
         msgspec.convert(parameters, task.parameters)
     except msgspec.ValidationError as error:
         raise ConfigError("-p", str(error), f"the parameters of {task.name} are {', '.join(fields)}") from None
     return parameters
+
+
+def _peer(task: AnyTask, parameters: Mapping[str, Any], wanted: str) -> str | None:
+    """Whom to ask; a page that is named by its path is one of the peer's."""
+    return wanted if task.needs_peer or "path" in parameters else None
 
 
 @contextlib.contextmanager

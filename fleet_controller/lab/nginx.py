@@ -43,6 +43,7 @@ http {{
     root {root};
     location = /upload {{ return 204; }}
     location = /download {{ }}
+    location = /small {{ default_type application/octet-stream; return 200 "1"; }}
 {locations}
   }}
 }}

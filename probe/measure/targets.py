@@ -16,7 +16,7 @@ from probe.messages import NotRunReason
 
 _NOTHING_ALLOWED = "targets is empty in this device's probe.toml, which allows nothing: name networks or domains there"
 # Names are judged here as text, and asked for in DNS presentation format (RFC 1035 section 5.1), where a backslash
-# takes the meaning from a dot: the name `evil\.example.vn` is not under example.vn. A plain name means the same in both.
+# takes the meaning from a dot: `evil\.example.vn` is not under example.vn. A plain name means the same in both.
 _PLAIN_NAME: Final = re.compile(r"[0-9A-Za-z_-]+(\.[0-9A-Za-z_-]+)*\.?")
 _NAME_CHARACTERS_MAX: Final = 253
 _NOT_PLAIN = (

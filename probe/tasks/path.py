@@ -91,18 +91,18 @@ class PathValues(Values, frozen=True):
     """The path as far as it was seen.
 
     `path` names who answered at each TTL from 1 on: `*` where nobody did, `a|b` where several did, nothing after the
-    last answer. `path_hash` is its hash: equal hashes are equal paths; a router that was silent this time makes
-    another hash, so before an event is made of it, `paths_agree` compares the two `path`s with `*` as a wildcard, and
-    only paths of the same `source_port` and `destination_port` are to be compared (one flow). `hop_count` is how many
-    hops away the destination is, absent when it did not answer; `hops_answered` and `hops_silent` count those up to
-    the last answer. `one_address_per_hop` is false when one TTL was answered by several routers: the load is balanced
-    by packet, or the path changed meanwhile. `ended_by` says why the trace went no further.
+    last answer. `path_hash` is its hash, absent when nobody answered: equal hashes are equal paths; a router that was
+    silent this time makes another hash, so before an event is made of it, `paths_agree` compares the two `path`s with
+    `*` as a wildcard, and only paths of the same `source_port` and `destination_port` are to be compared (one flow).
+    `hop_count` is how many hops away the destination is, absent when it did not answer; `hops_answered` and
+    `hops_silent` count those up to the last answer. `one_address_per_hop` is false when one TTL was answered by several
+    routers: the load is balanced by packet, or the path changed meanwhile. `ended_by` says why the trace went no
+    further.
     """
 
     reached: bool
     ended_by: EndedBy
     path: str
-    path_hash: str
     hops_answered: int
     hops_silent: int
     one_address_per_hop: bool
@@ -110,6 +110,7 @@ class PathValues(Values, frozen=True):
     packets_answered: int
     source_port: int
     destination_port: int | None = None
+    path_hash: str | None = None
     hop_count: int | None = None
     delay_min_s: float | None = None
     hops: tuple[HopSample, ...] = ()
@@ -182,7 +183,7 @@ def values_of(traced: Traced, source_port: int, destination_port: int | None) ->
         reached=count is not None,
         ended_by=traced.ended_by,
         path=path,
-        path_hash=hash_of(path),
+        path_hash=hash_of(path) if path else None,
         hops_answered=answered,
         hops_silent=len(traced.hops) - answered,
         one_address_per_hop=all(len(hop.addresses()) <= 1 for hop in traced.hops),

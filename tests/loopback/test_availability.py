@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import itertools
 import signal
 import socket
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
+import dns.message
+import dns.rcode
+import dns.rrset
 import msgspec
 import pytest
 from agent_rig import AGENT_ID, AgentRig, often
@@ -19,10 +24,13 @@ from agent_rig import AGENT_ID, AgentRig, often
 from fleet_controller.lab.services import free_port
 from probe.clock import NS_PER_S, SystemClock
 from probe.config import LinkConfig
+from probe.errors import MeasurementFailedError
+from probe.flows.watching.watch import Learned
 from probe.links import Link
-from probe.messages import Action, NotRunReason, Peer, Result, encode
+from probe.messages import Action, FailureKind, NotRunReason, Operation, Peer, Result, encode
 from probe.schedule import Slots
-from probe.tasks.availability import AvailabilityParameters, measure
+from probe.tasks import availability
+from probe.tasks.availability import AvailabilityParameters, AvailabilityValues, measure
 from probe.tasks.base import Context
 from probe.windows import window_from
 
@@ -177,3 +185,125 @@ async def test_the_wall_clock_does_not_matter() -> None:
     assert (values.packets_sent, values.packets_answered) == (5, 0)
     (outage,) = values.outages
     assert (outage.open_at_start, outage.open_at_end, outage.packets_lost) == (True, True, 5)
+
+
+class Resolver(asyncio.DatagramProtocol):
+    """Answers the n-th question for a name with the n-th word: an address, NXDOMAIN, or nothing; the last for ever."""
+
+    def __init__(self, words: dict[str, list[str | None]]) -> None:
+        self.words = words
+        self.transport: Any = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Asyncio hands over the socket."""
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        """A question."""
+        response = dns.message.make_response(dns.message.from_wire(data))
+        name = response.question[0].name
+        words = self.words[name.to_text(omit_final_dot=True)]
+        word = words.pop(0) if len(words) > 1 else words[0]
+        if word == "NXDOMAIN":
+            response.set_rcode(dns.rcode.NXDOMAIN)
+        elif word is not None:
+            response.answer.append(dns.rrset.from_text(name, 60, "IN", "A", word))
+        if word is not None:
+            self.transport.sendto(response.to_wire(), addr)
+
+
+@asynccontextmanager
+async def resolver(**words: list[str | None]) -> AsyncIterator[tuple[str, ...]]:
+    """Serves names under `test`; what the event loop had to complain about meanwhile is an error."""
+    loop = asyncio.get_running_loop()
+    complaints: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _loop, told: complaints.append(told))
+    named = {f"{name}.test": said for name, said in words.items()}
+    transport, _ = await loop.create_datagram_endpoint(lambda: Resolver(named), local_addr=("127.0.0.1", 0))
+    try:
+        yield (f"127.0.0.1:{transport.get_extra_info('sockname')[1]}",)
+    finally:
+        transport.close()
+        await asyncio.sleep(0)
+        gc.collect()
+        assert complaints == []
+
+
+async def watched(
+    resolvers: tuple[str, ...], host: str = "peer.test", learned: Learned | None = None, **settings: Any
+) -> AvailabilityValues:
+    """A short window; nobody listens at the peer."""
+    context = Context(
+        clock=SystemClock(),
+        time_out_s=20,
+        link=Link(LinkConfig(name="fixed0", interface="lo", resolvers=resolvers)),
+        peer=Peer(name="near", host=host, stamp_port=free_port(kind=socket.SOCK_DGRAM)),
+        window_s=1.2,
+        memory={} if learned is None else {"learned by IPv4": learned},
+    )
+    return await measure(context, msgspec.convert(WATCH.parameters | settings, AvailabilityParameters))
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asks for names again after a fraction of the ten seconds."""
+    monkeypatch.setattr(availability, "_RESOLVE_AGAIN_S", 0.2)
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_no_such_name_does_not_end_the_watching() -> None:
+    """A router without uplink says NXDOMAIN of every name: the window goes on, and finds the peer later."""
+    async with resolver(peer=["NXDOMAIN", "NXDOMAIN", "127.0.0.1"]) as resolvers:
+        values = await watched(resolvers)
+    # That it is the peer's own refusal tells that its address was found; before, nobody could be asked.
+    assert values.down_peer_s > 0
+    assert values.window_s == pytest.approx(1.2, abs=0.5)
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_a_peer_that_never_had_a_name_is_a_failure_at_the_windows_end() -> None:
+    """Told so at every look-up: resolve/name_not_found, once the window is over."""
+    started_s = time.monotonic()
+    async with resolver(peer=["NXDOMAIN"]) as resolvers:
+        with pytest.raises(MeasurementFailedError) as caught:
+            await watched(resolvers)
+    assert (caught.value.failure.operation, caught.value.failure.kind) == (
+        Operation.RESOLVE,
+        FailureKind.NAME_NOT_FOUND,
+    )
+    assert time.monotonic() - started_s > 1.1
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_no_such_name_and_then_silence_is_a_line_that_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not every look-up said that there is no such peer: what the window saw is told."""
+    monkeypatch.setattr(availability, "RESOLVE_TIME_OUT_S", 0.3)
+    async with resolver(peer=["NXDOMAIN", None]) as resolvers:
+        values = await watched(resolvers)
+    assert (values.packets_answered, values.up_s) == (0, 0)
+    assert values.state_at_end.is_down
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize("operator_host", ["operator.test", "a" * 64 + ".test"])
+async def test_a_witness_without_an_address_does_not_end_the_watching(operator_host: str) -> None:
+    """Neither one that does not exist nor one that cannot, at the start or when it is asked for again."""
+    async with resolver(operator=["NXDOMAIN"]) as resolvers:
+        values = await watched(resolvers, host="127.0.0.1", operator_host=operator_host)
+    assert values.down_peer_s == values.window_s
+
+
+async def test_a_peer_that_had_an_address_keeps_it() -> None:
+    """Asked for again, its name is told not to exist, or cannot even be asked for: it is watched as before."""
+    async with resolver(peer=["NXDOMAIN"]) as resolvers:
+        for host in ("peer.test", "a" * 64 + ".test"):
+            values = await watched(resolvers, host, Learned(addresses={host: "127.0.0.1"}))
+            assert values.down_peer_s == values.window_s
+
+
+def test_a_witness_of_the_other_ip_version_is_refused() -> None:
+    """It could never be asked, and nothing else would tell of it."""
+    for good in ("192.0.2.1", "192.0.2.1.test"):
+        AvailabilityParameters(operator_host=good)
+    with pytest.raises(msgspec.ValidationError, match=r"operator_host 192\.0\.2\.1 is not an IPv6 address"):
+        msgspec.convert({"operator_host": "192.0.2.1", "ip_version": 6}, AvailabilityParameters)

@@ -5,6 +5,7 @@ import socket
 import struct
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from probe.flows.echo.delays import Arrival
 from probe.flows.echo.series import Plan, Series, raise_if_failed
 from probe.flows.moments import Moment, Stamped, delay_ns, departure_of, now, stamp_of
 from probe.messages import FailureKind, Operation
+from probe.tasks.round_trip import RoundTripParameters
 
 MS = 1_000_000
 WALL = 1_704_067_200_000_000_000
@@ -179,3 +181,13 @@ def test_a_failure_names_the_operation_of_its_method() -> None:
     with pytest.raises(MeasurementFailedError) as caught:
         raise_if_failed(series_of(3, network_error=REFUSED), lambda: True, Operation.CONNECT, Operation.CONNECT)
     assert caught.value.failure.operation is Operation.CONNECT
+
+
+def test_a_series_is_bounded_to_an_hour() -> None:
+    """Ten thousand packets a minute apart would be a week in one row: refused, with what to lower."""
+    for good in ({"packets": 10_000}, {"packets": 10_000, "interval_s": 0.32}, {"packets": 50, "interval_s": 60}):
+        assert msgspec.convert(good, RoundTripParameters).plan().duration_s_max() <= 3600
+    with pytest.raises(msgspec.ValidationError, match=r"3600 s at most, and this one could last 3963 s: lower packets"):
+        msgspec.convert({"packets": 60, "interval_s": 60}, RoundTripParameters)
+    with pytest.raises(msgspec.ValidationError, match="660003 s"):
+        msgspec.convert({"packets": 10_000, "interval_s": 60}, RoundTripParameters)

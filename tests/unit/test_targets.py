@@ -40,6 +40,36 @@ def test_what_is_not_within_is_refused(host: str) -> None:
     assert host in caught.value.not_run.detail
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        *(r"evil\.vnnic.vn", r"evil.example\.vnnic.vn", r"a\046vnnic.vn", "a.vnnic.vn\\"),
+        *(
+            " vnnic.vn",
+            "vnnic.vn ",
+            "vnnic.vn\n",
+            "a b.vnnic.vn",
+            "a\0.vnnic.vn",
+            "vnnic.vn..",
+            "a..vnnic.vn",
+            ".vnnic.vn",
+        ),
+        *("user@vnnic.vn", "evil.example/.vnnic.vn", "\uff45vil.vnnic.vn", "." * 9, "a." * 123 + "vnnic.vn"),
+    ],
+)
+def test_what_is_no_plain_name_is_refused(host: str) -> None:
+    """Whatever a resolver could read in another way than the guard does is refused, under an allowed domain too."""
+    with pytest.raises(NotRunError) as caught:
+        GUARD.check(host)
+    assert caught.value.not_run.reason is NotRunReason.TARGET_REFUSED
+    assert caught.value.not_run.detail.startswith("neither an address nor a host name (letters, digits, - and _")
+
+
+def test_the_longest_name_is_allowed() -> None:
+    """253 characters, with underscores and hyphens."""
+    GUARD.check("_" + "a-" * 20 + "." + "a." * 101 + "vnnic.vn.")
+
+
 def test_empty_targets_allow_nothing() -> None:
     """A device whose owner named no targets measures no peer, and says what to do about it."""
     guard = TargetGuard(Targets())

@@ -42,6 +42,8 @@ _PAUSE_MIN_S: Final = 0.001
 _PAUSE_FIRST_S: Final = 0.002  # until the first sample, when nothing is known yet
 _PAUSE_S_MAX: Final = 0.015
 _PAUSE_IN_RAMP_S_MAX: Final = 0.005
+# A cap ends within a second, most of it ramp, and each part of it waits to be asked for: nothing may be late.
+_PAUSE_CAPPED_S_MAX: Final = 0.004
 _PAUSE_SHARE: Final = 3
 _PAUSE_IN_RAMP_SHARE: Final = 6
 # When a limit is about to be reached, its moment matters.
@@ -105,6 +107,7 @@ class Run:
         self._moved_s: float | None = None
         self._judged_s = 0.0
         self._next_tune_s = 0.0
+        self._is_capped = order.max_bytes is not None and order.file_bytes is None
         self._pause_s = _PAUSE_FIRST_S
 
     def run(self) -> Transfer:
@@ -357,8 +360,11 @@ class Run:
 
     def _suitable_pause_s(self, *, ramp_is_over: bool) -> float:
         lasts_s = min((stream.lasts_s for stream in self._streams.values()), default=0.0)
+        if self._is_capped and not ramp_is_over:
+            return _PAUSE_MIN_S
         if ramp_is_over:
-            return max(_PAUSE_MIN_S, min(_PAUSE_S_MAX, lasts_s / _PAUSE_SHARE))
+            longest_s = _PAUSE_CAPPED_S_MAX if self._is_capped else _PAUSE_S_MAX
+            return max(_PAUSE_MIN_S, min(longest_s, lasts_s / _PAUSE_SHARE))
         return max(_PAUSE_MIN_S, min(_PAUSE_IN_RAMP_S_MAX, lasts_s / _PAUSE_IN_RAMP_SHARE))
 
     def _rtt_s(self) -> float:
