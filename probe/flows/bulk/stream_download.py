@@ -17,6 +17,7 @@ from probe.flows.bulk.http_head import ResponseHead, request_head
 from probe.flows.bulk.stream import USER_AGENT, Order, Stream, StreamState
 from probe.flows.bulk.wire import Wire
 from probe.flows.faults import failed
+from probe.flows.tcp_info import TcpInfo
 from probe.messages import FailureKind, NotRunReason, Operation
 
 _WHOLE: Final = 200
@@ -60,6 +61,12 @@ class DownloadStream(Stream):
         # Half of the buffer is the kernel's own, as far as it promises.
         window_bytes = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) / 2
         self.lasts_s = max(0.0, window_bytes / bytes_per_s - (self.round_trip_s or 0.0))
+
+    def _carried_bytes(self, info: TcpInfo) -> int:
+        """Nothing before the first head was read: what has come until then is that head, as far as anybody knows."""
+        if self.state is StreamState.WAITING and not self._head_bytes:
+            return 0
+        return super()._carried_bytes(info)
 
     def _prepare(self) -> None:
         """Nothing: the kernel's own receive buffer tuning is best."""
