@@ -19,10 +19,17 @@ def values_of(site: Site, **parameters: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("profile", "direction"),
-    [("satellite", "download"), ("dsl_bloat", "upload"), ("policed", "download"), ("4g_edge", "upload")],
+    [
+        *(("satellite", "download"), ("dsl_bloat", "upload"), ("policed", "download"), ("4g_edge", "upload")),
+        *(("ftth_shallow", "download"), ("ftth_shallow", "upload")),
+    ],
 )
 def test_a_hard_line_is_measured_at_its_rate(profile: str, direction: Direction) -> None:
-    """Within 5 %: 600 ms away, a second of buffer, a token bucket's burst, losses in bursts."""
+    """Within 5 %: 600 ms away, a second of buffer, a token bucket's burst, losses in bursts, hardly any buffer.
+
+    The last one shows whether what comes is confirmed as it comes: who leaves it in the socket until the next look gets
+    it in bursts that such a line drops.
+    """
     with Site(profile) as site:
         values = values_of(site, direction=direction)
         expected_bps = site.profile.expected_capacity_bps(direction)

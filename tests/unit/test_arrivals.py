@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from probe.flows.bulk.arrivals import WaitingHere, waiting_at_receiver_bytes
 from probe.flows.tcp_info import TcpInfo

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from probe.flows.bulk.result import TcpFacts, tcp_facts
 from probe.flows.tcp_info import TcpInfo

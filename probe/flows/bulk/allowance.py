@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Final
 
-# Parts of a limited download: so many for each stream, so that the streams end at about the same time.
 # A limited download asks for so many parts on each stream, so that the streams end at about the same time.
 _PARTS_PER_STREAM: Final = 12
 # The one that comes, one that follows at once, and one whose request is on its way.

@@ -10,8 +10,9 @@ import contextlib
 import mmap
 import select
 import socket
-from dataclasses import replace
 from typing import Final
+
+from msgspec.structs import replace
 
 from probe.flows.bulk.allowance import Allowance
 from probe.flows.bulk.http_head import ResponseHead
@@ -43,6 +44,8 @@ def make_frames(source: int, length_bytes: int) -> None:
 
 class Ndt7Download(DownloadStream):
     """The server sends binary messages, and the kernel drops them; its own words between them are read."""
+
+    is_bare = False
 
     def __init__(self, sock: socket.socket, order: Order, wire: Wire | None = None) -> None:
         super().__init__(sock, order, wire)
@@ -113,6 +116,8 @@ class Ndt7Download(DownloadStream):
 
 class Ndt7Upload(UploadStream):
     """The kernel sends frames out of the memory file; `source` is one that `make_frames` made."""
+
+    is_bare = False
 
     def __init__(
         self, sock: socket.socket, order: Order, source: int, source_bytes: int, wire: Wire | None = None

@@ -6,6 +6,7 @@ Only a little waits in the socket (TCP_NOTSENT_LOWAT), and what counts is what t
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 from typing import Final
@@ -14,7 +15,7 @@ from probe.errors import MeasurementFailedError
 from probe.flows.bulk.allowance import Allowance
 from probe.flows.bulk.http_head import HEAD_BYTES_MAX, ResponseHead, request_head
 from probe.flows.bulk.stream import USER_AGENT, Order, Stream, StreamState
-from probe.flows.bulk.wire import Wire
+from probe.flows.bulk.wire import PlainWire, Wire
 from probe.flows.faults import failed
 from probe.messages import FailureKind, Operation
 
@@ -30,6 +31,7 @@ class UploadStream(Stream):
     """POST, again and again, on one connection; `source` is a memory file of random bytes."""
 
     wanted_when_moving = select.EPOLLIN | select.EPOLLOUT
+    wanted_when_flowing = select.EPOLLIN
 
     def __init__(
         self, sock: socket.socket, order: Order, source: int, source_bytes: int, wire: Wire | None = None
@@ -55,8 +57,10 @@ class UploadStream(Stream):
         limit_bytes = min(int(bytes_per_s * _NOTSENT_S), _NOTSENT_BYTES_MAX)
         if limit_bytes > self._unsent_bytes_max:
             self._limit_unsent(limit_bytes)
-        # The kernel asks for more when half of it is gone.
-        self.lasts_s = self._unsent_bytes_max / 2 / max(bytes_per_s, 1.0)
+        # Where it flows, this comes right after it was filled up; where it does not, the kernel asks for more when half
+        # of it is gone.
+        unsent_bytes = self.info.not_sent_bytes if self.flows and self.info is not None else None
+        self.lasts_s = (unsent_bytes or self._unsent_bytes_max / 2) / max(bytes_per_s, 1.0)
 
     def refresh(self) -> int:
         """Ask the kernel how many bytes of payload have been delivered; spent when there will be no more."""
@@ -101,6 +105,29 @@ class UploadStream(Stream):
         if self.state is StreamState.WAITING:
             self._end_of_post()
 
+    @property
+    def flows(self) -> bool:
+        """Out of the memory file, as it is."""
+        return self.is_bare and isinstance(self.wire, PlainWire) and self.state is StreamState.MOVING
+
+    def flow(self, buffer: memoryview) -> None:
+        """Let the kernel send what finds room."""
+        del buffer
+        if self.allowance.is_limited:
+            self._send()
+            return
+        offset = (self.order.post_bytes - self._rest_bytes) % self._source_bytes
+        count = min(self._source_bytes - offset, self._rest_bytes)
+        try:
+            sent_bytes = os.sendfile(self.sock.fileno(), self._source, offset, count)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._explain(Operation.TRANSFER, error)
+        self._rest_bytes -= sent_bytes
+        if not self._rest_bytes:
+            self._end_of_body()
+
     def _move(self, events: int, buffer: memoryview) -> None:
         del buffer
         if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
@@ -139,11 +166,14 @@ class UploadStream(Stream):
             self._explain(Operation.TRANSFER, error)
         self._rest_bytes -= sent_bytes
         self._granted_bytes -= sent_bytes
-        if self._rest_bytes == 0:
-            if self._answer is None:
-                self._enter(StreamState.WAITING)
-            else:
-                self._end_of_post()
+        if not self._rest_bytes:
+            self._end_of_body()
+
+    def _end_of_body(self) -> None:
+        if self._answer is None:
+            self._enter(StreamState.WAITING)
+        else:
+            self._end_of_post()
 
     def _end_of_post(self) -> None:
         if self._answer is not None and self._answer.keeps_alive:
