@@ -208,7 +208,15 @@ def _add_lab(to: _Commands[argparse.ArgumentParser]) -> None:
     run = _add(inner, "run", "run one task over one line, configured against measured", _later("lab", "run"))
     run.add_argument("profile", metavar="PROFILE", help="see `lab list`")
     run.add_argument("task", metavar="TASK", help="such as round_trip")
-    run.add_argument("-p", dest="parameter", action="append", default=[], metavar="KEY=VALUE", help="repeatable")
+    run.add_argument(
+        "--set",
+        "-p",
+        dest="parameter",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a parameter of the task; repeatable",
+    )
     run.add_argument("--peer", choices=("peer", "nginx"), default="peer", help="who answers; default: our own peer")
     run.add_argument(
         "--shaper", choices=("emulator", "kernel"), default="emulator", help="kernel: rate and buffer only"
@@ -218,12 +226,17 @@ def _add_lab(to: _Commands[argparse.ArgumentParser]) -> None:
     )
     run.add_argument("--runs", type=_count, default=1, metavar="N", help="default: 1")
     all_ = _add(inner, "matrix", "run round_trip and capacity over all lines", _later("lab", "run_matrix"))
-    all_.add_argument("--profiles", metavar="A,B", help="default: all")
+    all_.add_argument("--profiles", metavar="A,B", help="default: all; with --file those of the file")
     all_.add_argument("--nginx", action="store_true", help="capacity against nginx instead of our own peer")
     all_.add_argument("--runs", type=_count, default=2, metavar="N", help="default: 2")
     _with_json(_add(inner, "check", "measure the emulated line's own errors", _later("lab", "check")))
     for parser in (list_, run, all_):
-        _with_json(parser).add_argument("--file", type=Path, metavar="TOML", help="profiles of your own")
+        _with_json(parser).add_argument(
+            "--file",
+            type=Path,
+            metavar="TOML",
+            help="profiles of your own, beside the built-in ones; one of the same name replaces the built-in one",
+        )
 
 
 def _count(text: str) -> int:

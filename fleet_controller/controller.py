@@ -150,7 +150,7 @@ class Controller:
         if bad is None:
             return
         self._stored += len(accepted) - len(bad)
-        self._newest_unix_ns = max((one.result.start_unix_ns for one in accepted), default=self._newest_unix_ns)
+        self._newest_unix_ns = max([self._newest_unix_ns, *(one.result.start_unix_ns for one in accepted)])
         if not self._set_apart([*rejected, *(refused(one.accepted, one.words) for one in bad)]):
             # Without a receipt a probe keeps what was not kept here, and reports it again.
             spoiled = {id(one.accepted) for one in bad}

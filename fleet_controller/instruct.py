@@ -18,14 +18,17 @@ import msgspec
 
 from fleet_controller.broker_session import BrokerSession, Outgoing
 from fleet_controller.errors import BrokerError, ControllerError
-from fleet_controller.fleet.model import Fleet, FleetPeer, FleetProbe, FleetSchedule, FleetSuppression
+from fleet_controller.fleet.model import Fleet, FleetProbe, FleetSchedule, FleetSuppression
 from probe.messages import (
-    BULK_PATHS,
+    LINKS_MAX,
+    MEASUREMENTS_MAX,
     PACKET_BYTES_MAX,
+    PEERS_MAX,
+    SCHEDULES_MAX,
+    SUPPRESSIONS_MAX,
     Action,
     AgentId,
     Instruction,
-    Peer,
     Schedule,
     Suppression,
     encode,
@@ -46,7 +49,7 @@ _PACKET_OVERHEAD_BYTES: Final = 1024
 
 
 class InstructionTooLongError(ControllerError):
-    """An instruction does not fit into a packet that the broker takes."""
+    """An instruction does not fit into a packet that the broker takes, or asks more than an agent does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ def compile_instruction(fleet: Fleet, agent_id: AgentId, issued_unix_ns: int) ->
 
     Raises:
         KeyError: the fleet has no such agent.
-        InstructionTooLongError: it does not fit into a packet.
+        InstructionTooLongError: it does not fit into a packet, or has more than an agent takes.
     """
     probe = fleet.probes[agent_id]
     schedules = tuple(_schedules(fleet, probe))
@@ -91,10 +94,11 @@ def compile_instruction(fleet: Fleet, agent_id: AgentId, issued_unix_ns: int) ->
         agent_id=agent_id,
         revision="",
         issued_unix_ns=0,
-        peers=tuple(_peer(name, fleet.peers[name]) for name in sorted(used)),
+        peers=tuple(fleet.peers[name].for_agents(name) for name in sorted(used)),
         schedules=schedules,
         suppressions=tuple(_suppressions(fleet, agent_id, {schedule.name for schedule in schedules})),
     )
+    _check_bounds(content)
     instruction = msgspec.structs.replace(content, revision=revision_of(content), issued_unix_ns=issued_unix_ns)
     size = len(encode(instruction))
     if size > PACKET_BYTES_MAX - _PACKET_OVERHEAD_BYTES:
@@ -102,6 +106,25 @@ def compile_instruction(fleet: Fleet, agent_id: AgentId, issued_unix_ns: int) ->
             f"the instruction of {agent_id} has {size} bytes, more than a packet takes: give it fewer schedules"
         )
     return instruction
+
+
+def _check_bounds(instruction: Instruction) -> None:
+    """An agent refuses an instruction beyond these as a whole, and goes on by the one before."""
+    longest_slot = max((_slot_length(schedule) for schedule in instruction.schedules), default=0)
+    for count, most, what in (
+        (len(instruction.schedules), SCHEDULES_MAX, "schedules"),
+        (len(instruction.peers), PEERS_MAX, "peers"),
+        (len(instruction.suppressions), SUPPRESSIONS_MAX, "suppressions"),
+        (max((len(schedule.links) for schedule in instruction.schedules), default=0), LINKS_MAX, "links"),
+        (longest_slot, MEASUREMENTS_MAX, "measurements in one slot of a schedule"),
+    ):
+        if count > most:
+            problem = f"the instruction of {instruction.agent_id} has {count} {what}, and an agent takes {most}"
+            raise InstructionTooLongError(f"{problem}: give it fewer")
+
+
+def _slot_length(schedule: Schedule) -> int:
+    return sum(max(len(action.peers), 1) for action in schedule.actions)
 
 
 def revision_of(instruction: Instruction) -> str:
@@ -223,22 +246,6 @@ def _links(probe: FleetProbe, schedule: FleetSchedule) -> Iterator[str]:
         by_name = not schedule.links or name in schedule.links
         if by_access and by_name:
             yield name
-
-
-def _peer(name: str, peer: FleetPeer) -> Peer:
-    download_path, upload_path = BULK_PATHS[peer.protocol]
-    return Peer(
-        name=name,
-        host=peer.host,
-        stamp_port=peer.stamp_port,
-        stamp_key=peer.stamp_key or "",
-        http_port=peer.http_port,
-        tls=peer.tls,
-        protocol=peer.protocol,
-        download_path=peer.download_path or download_path,
-        small_path=peer.small_path,
-        upload_path=peer.upload_path or upload_path,
-    )
 
 
 def _suppressions(fleet: Fleet, agent_id: AgentId, own: set[str]) -> Iterator[Suppression]:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fleet_controller.free_text import visible
 from fleet_controller.status import NS_PER_S, AgentView, FleetView, State
 from probe.messages import ClockState
 
@@ -38,13 +39,13 @@ def print_view(view: FleetView, console: Console) -> None:
     """Print the table and one line of sums."""
     table = Table(*_COLUMNS, box=None, pad_edge=False, header_style="bold")
     for agent in view.agents:
-        table.add_row(*(escape(cell) for cell in _cells(agent, view.at_unix_ns)), style=_STYLES[agent.state])
+        table.add_row(*(escape(visible(cell)) for cell in _cells(agent, view.at_unix_ns)), style=_STYLES[agent.state])
     console.print(table)
     states = [agent.state for agent in view.agents]
     sums = ", ".join(f"{states.count(state)} {state.value}" for state in State if state in states)
     console.print(f"{len(states)} agents: {sums or 'none'}", highlight=False)
     if view.database_problem is not None:
-        console.print(f"The database could not be asked: {escape(view.database_problem)}", style="bold red")
+        console.print(f"The database could not be asked: {escape(visible(view.database_problem))}", style="bold red")
 
 
 def _cells(agent: AgentView, now_ns: int) -> tuple[str, ...]:

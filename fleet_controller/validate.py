@@ -13,6 +13,7 @@ import msgspec
 
 from fleet_controller.errors import InvalidReportError
 from fleet_controller.fleet.model import Fleet
+from fleet_controller.free_text import stripped
 from fleet_controller.records import Accepted, Origin, Rejected, RejectReason, Taken, Verdict
 from probe.messages import PACKET_BYTES_MAX, SCHEMA_VERSION, ClockState, Message, Result, parse_topic
 from probe.tasks.base import AnyTask, Parameters, Values, variant_fields
@@ -382,7 +383,7 @@ def _invalid(reason: RejectReason, detail: str) -> InvalidReportError:
 
 
 def _short(text: str) -> str:
-    folded = " ".join(text.split())
+    folded = " ".join(stripped(text).split())
     return folded if len(folded) <= _DETAIL_CHARACTERS_MAX else folded[: _DETAIL_CHARACTERS_MAX - 1] + "…"
 
 

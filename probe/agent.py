@@ -25,7 +25,8 @@ from probe.errors import ConfigError, SpoolError
 from probe.instruction import InstructionFile
 from probe.links import Link
 from probe.measure.exclusion import HeavyLock
-from probe.measure.measurer import Invocation, Measurer
+from probe.measure.invocation import Invocation
+from probe.measure.measurer import Measurer
 from probe.measure.targets import TargetGuard
 from probe.messages import AgentState, NotRunReason, Progress, Result, SpoolStatus, Status
 from probe.orders import Orders

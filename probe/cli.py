@@ -24,6 +24,7 @@ EXIT_NOT_RUN = 3
 _EXIT_INTERRUPTED = 130  # as a shell says of a program ended by SIGINT
 _CONFIG = Path("/etc/fleet-probe/probe.toml")
 _NS_PER_S = 1_000_000_000
+_PORT_MAX = 65535
 
 _EXAMPLES = """\
 examples:
@@ -101,7 +102,7 @@ def _add_once(commands: Any) -> None:
     _add_config(parser)
     parser.add_argument("--link", metavar="NAME", help="default: the first link of the configuration")
     parser.add_argument("--peer", metavar="PEER", help="a peer's name in the stored instruction, or host[:http_port]")
-    parser.add_argument("--stamp-port", type=int, metavar="PORT", help="of a peer given by its address; default 862")
+    parser.add_argument("--stamp-port", type=_port, metavar="PORT", help="of a peer given by its address; default 862")
     parser.add_argument(
         "--peer-protocol",
         choices=("http", "librespeed", "ndt7"),
@@ -113,7 +114,7 @@ def _add_once(commands: Any) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="a parameter of the task"
     )
-    parser.add_argument("--wait", type=float, default=60.0, metavar="S", help="for other heavy measurements (60)")
+    parser.add_argument("--wait", type=_seconds, default=60.0, metavar="S", help="for other heavy measurements (60)")
     parser.add_argument("--json", action="store_true", help="print the result as it would travel")
     parser.set_defaults(run=_once)
 
@@ -137,8 +138,8 @@ def _add_outbox(commands: Any) -> None:
 def _add_peer(commands: Any) -> None:
     parser = commands.add_parser("peer", help="answer measurements: STAMP reflector, HTTP source and sink")
     parser.add_argument("--host", default="", metavar="ADDRESS", help="default: every address of this host")
-    parser.add_argument("--http-port", type=int, default=80, metavar="PORT", help="0: any (80)")
-    parser.add_argument("--stamp-port", type=int, default=862, metavar="PORT", help="0: any (862)")
+    parser.add_argument("--http-port", type=_port_or_any, default=80, metavar="PORT", help="0: any (80)")
+    parser.add_argument("--stamp-port", type=_port_or_any, default=862, metavar="PORT", help="0: any (862)")
     parser.add_argument(
         "--stamp-key-file",
         action="append",
@@ -150,6 +151,24 @@ def _add_peer(commands: Any) -> None:
     parser.add_argument("--tls-certificate", type=Path, metavar="FILE", help="PEM: the HTTP port then speaks TLS only")
     parser.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM: the certificate's key")
     parser.set_defaults(run=_peer)
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 < port <= _PORT_MAX:
+        raise argparse.ArgumentTypeError(f"{text} is not a port: 1 to {_PORT_MAX}")
+    return port
+
+
+def _port_or_any(text: str) -> int:
+    return 0 if text == "0" else _port(text)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds")
+    return seconds
 
 
 def _log_to_stderr(level: str) -> None:
@@ -191,7 +210,10 @@ def _once(arguments: argparse.Namespace) -> int:
     sys.stdout.write((once.as_json(result) if arguments.json else once.as_text(result)) + "\n")
     if result.values is not None:
         return EXIT_OK
-    return EXIT_FAILURE if result.failure is not None else EXIT_NOT_RUN
+    if result.not_run is None:
+        return EXIT_FAILURE
+    # What only the measurement itself found out is wrong use all the same.
+    return EXIT_USAGE if result.not_run.reason == "bad_parameters" else EXIT_NOT_RUN
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -276,10 +298,7 @@ def _peer(arguments: argparse.Namespace) -> int:
             serving.result()
 
     _log_to_stderr("INFO")
-    try:
-        asyncio.run(serve_until_told())
-    except (OSError, ValueError, OverflowError) as error:
-        raise ProbeError(f"cannot answer on {arguments.host or 'every address'}: {error}; see --help") from None
+    asyncio.run(serve_until_told())
     return EXIT_OK
 
 

@@ -16,9 +16,15 @@ import msgspec
 from probe.clock import NS_PER_S
 from probe.errors import ProbeError, one_line
 from probe.messages import (
+    COMMAND_SCHEDULE,
+    LINKS_MAX,
+    MEASUREMENTS_MAX,
     NAME_PATTERN,
     PACKET_BYTES_MAX,
+    PEERS_MAX,
+    SCHEDULES_MAX,
     SCHEMA_VERSION,
+    SUPPRESSIONS_MAX,
     AgentId,
     Command,
     Instruction,
@@ -27,15 +33,9 @@ from probe.messages import (
     Suppression,
 )
 
+__all__ = ["COMMAND_SCHEDULE", "InstructionError", "InstructionFile", "parse", "problem_of", "suppressing"]
+
 _LOG = logging.getLogger(__name__)
-# Commands are nobody's schedule: they stand under this name in results and counters.
-COMMAND_SCHEDULE = "command"
-# Bounds of what one device is asked to do. A real instruction has a tenth of each; a runaway one must not take memory.
-_SCHEDULES_MAX = 64
-_PEERS_MAX = 256
-_SUPPRESSIONS_MAX = 64
-_LINKS_MAX = 16
-_MEASUREMENTS_MAX = 256
 _PERIOD_S_MIN = 1.0
 _PERIOD_S_MAX = 31 * 86400.0
 _DAY_S = 86400
@@ -77,23 +77,23 @@ def problem_of(command: Command) -> str | None:
     try:
         _check_names("action", (command.action.name,), 1)
         _check_names("task", (command.action.task,), 1)
-        _check_names("peers", command.action.peers, _PEERS_MAX)
-        _check_names("links", command.links, _LINKS_MAX)
+        _check_names("peers", command.action.peers, PEERS_MAX)
+        _check_names("links", command.links, LINKS_MAX)
     except InstructionError as error:
         return str(error)
     count = max(1, len(command.action.peers)) * max(1, len(command.links))
-    return f"{count} measurements, at most {_MEASUREMENTS_MAX}" if count > _MEASUREMENTS_MAX else None
+    return f"{count} measurements, at most {MEASUREMENTS_MAX}" if count > MEASUREMENTS_MAX else None
 
 
 def _check(instruction: Instruction) -> None:
-    _check_names("peers", (peer.name for peer in instruction.peers), _PEERS_MAX)
-    _check_names("schedules", (schedule.name for schedule in instruction.schedules), _SCHEDULES_MAX)
+    _check_names("peers", (peer.name for peer in instruction.peers), PEERS_MAX)
+    _check_names("schedules", (schedule.name for schedule in instruction.schedules), SCHEDULES_MAX)
     for peer in instruction.peers:
         _check_peer(peer)
     if any(len(suppression.name) > _ID_CHARACTERS_MAX for suppression in instruction.suppressions):
         raise InstructionError(f"suppressions: a name is longer than {_ID_CHARACTERS_MAX} characters")
-    if len(instruction.suppressions) > _SUPPRESSIONS_MAX:
-        raise InstructionError(f"suppressions: more than {_SUPPRESSIONS_MAX}")
+    if len(instruction.suppressions) > SUPPRESSIONS_MAX:
+        raise InstructionError(f"suppressions: more than {SUPPRESSIONS_MAX}")
     for schedule in instruction.schedules:
         _check_schedule(schedule)
     for suppression in instruction.suppressions:
@@ -120,11 +120,11 @@ def _check_schedule(schedule: Schedule) -> None:
         raise InstructionError(f"{place}: this name is kept for commands")
     if not _PERIOD_S_MIN <= schedule.period_s <= _PERIOD_S_MAX:
         raise InstructionError(f"{place}: period_s {schedule.period_s:g} is not {_PERIOD_S_MIN:g} to {_PERIOD_S_MAX:g}")
-    _check_names(f"{place}: actions", (action.name for action in schedule.actions), _MEASUREMENTS_MAX)
-    _check_names(f"{place}: tasks", {action.task for action in schedule.actions}, _MEASUREMENTS_MAX)
-    _check_names(f"{place}: links", schedule.links, _LINKS_MAX)
-    if sum(max(len(action.peers), 1) for action in schedule.actions) > _MEASUREMENTS_MAX:
-        raise InstructionError(f"{place}: more than {_MEASUREMENTS_MAX} measurements in one slot")
+    _check_names(f"{place}: actions", (action.name for action in schedule.actions), MEASUREMENTS_MAX)
+    _check_names(f"{place}: tasks", {action.task for action in schedule.actions}, MEASUREMENTS_MAX)
+    _check_names(f"{place}: links", schedule.links, LINKS_MAX)
+    if sum(max(len(action.peers), 1) for action in schedule.actions) > MEASUREMENTS_MAX:
+        raise InstructionError(f"{place}: more than {MEASUREMENTS_MAX} measurements in one slot")
 
 
 def _check_suppression(suppression: Suppression) -> None:

@@ -29,6 +29,16 @@ AGENT_ID_PATTERN: Final = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 # Names of links, peers, schedules and actions. They become tags and topic levels.
 NAME_PATTERN: Final = r"^[a-z0-9]([a-z0-9_.-]{0,30}[a-z0-9])?$"
 
+# Commands are nobody's schedule: they stand under this name in results and counters.
+COMMAND_SCHEDULE: Final = "command"
+# Bounds of what one device is asked to do: an agent refuses an instruction beyond them. A real one has a tenth of each;
+# a runaway one must not take memory.
+SCHEDULES_MAX: Final = 64
+PEERS_MAX: Final = 256
+SUPPRESSIONS_MAX: Final = 64
+LINKS_MAX: Final = 16
+MEASUREMENTS_MAX: Final = 256  # of one slot of a schedule, on one link
+
 AgentId = str
 LinkName = str
 PeerName = str

@@ -16,17 +16,20 @@ from typing import Any
 
 import msgspec
 
-from probe.clock import Instant, SystemClock
-from probe.config import ProbeConfig, Targets, convert_strict
+from probe.clock import SystemClock
+from probe.config import ProbeConfig, Targets
 from probe.errors import ConfigError
 from probe.instruction import COMMAND_SCHEDULE, InstructionFile
 from probe.links import Link
 from probe.measure.exclusion import HeavyLock
-from probe.measure.measurer import Instructed, Invocation, Measurer
+from probe.measure.invocation import Instructed, Invocation
+from probe.measure.measurer import Measurer
+from probe.measure.rows import LastResult
 from probe.measure.targets import TargetGuard
 from probe.messages import BULK_PATHS, Action, BulkProtocol, Failure, NotRun, Peer, Progress, Result, encode
 from probe.tasks import TASKS
 from probe.tasks.base import AnyTask, Load
+from probe.tasks.settings import SettingError, check_settings, read_settings
 
 _PEER_GIVEN = "given"
 # RFC 8762 section 4.1, and HTTP's own two.
@@ -51,25 +54,6 @@ class Wish:
     peer_stamp_key: str = ""
 
 
-class _OneResult:
-    """An outbox for one result, in memory."""
-
-    def __init__(self) -> None:
-        self.result: Result | None = None
-
-    async def begin(self, draft: Result, started: Instant) -> int:  # noqa: ARG002 - measure.Outbox
-        self.result = draft
-        return 1
-
-    async def finish(self, row: int, result: Result) -> int:  # noqa: ARG002 - measure.Outbox
-        self.result = result
-        return 1
-
-    async def add(self, result: Result, started: Instant) -> int:  # noqa: ARG002 - measure.Outbox
-        self.result = result
-        return 1
-
-
 def measure_once(config: ProbeConfig, wish: Wish) -> Result:
     """Measure as wished.
 
@@ -77,11 +61,11 @@ def measure_once(config: ProbeConfig, wish: Wish) -> Result:
         ConfigError: the wish names what is not there, with what there is.
     """
     task = _find_task(wish.task)
-    parameters = _parse_settings(wish.settings, task)
     link = _find_link(config, wish.link, task)
     peer = _find_peer(config, wish, task)
+    parameters = _parse_settings(wish.settings, task, peer)
     action = Action(name="once", task=task.name, peers=(peer.name,) if peer else (), parameters=parameters)
-    outbox = _OneResult()
+    outbox = LastResult()
     measurer = Measurer(
         agent_id=config.agent_id,
         clock=SystemClock(),
@@ -111,22 +95,13 @@ def _find_task(name: str) -> AnyTask:
     return TASKS[name]
 
 
-def _parse_settings(settings: tuple[str, ...], task: AnyTask) -> dict[str, Any]:
-    """`key=value`, where a value is JSON if it can be read so, else text."""
-    parsed: dict[str, Any] = {}
-    for setting in settings:
-        key, separator, text = setting.partition("=")
-        if not separator:
-            raise ConfigError(f"--set {setting}", "has no value", f"write --set {setting}=VALUE")
-        try:
-            parsed[key] = json.loads(text)
-        except ValueError:
-            parsed[key] = text
-    known = ", ".join(task.parameters.__struct_fields__)
-    for key in parsed:
-        if key not in task.parameters.__struct_fields__:
-            raise ConfigError(f"--set {key}", f"{task.name} has no such parameter", f"one of {known}")
-    convert_strict(parsed, task.parameters, "--set")
+def _parse_settings(settings: tuple[str, ...], task: AnyTask, peer: Peer | None) -> dict[str, Any]:
+    """The task's parameters, with which it can work, as far as that can be known."""
+    try:
+        parsed = read_settings(task, settings, "--set")
+        check_settings(task, parsed, (peer,), "--set")
+    except SettingError as error:
+        raise ConfigError(error.place, error.problem, error.remedy) from None
     return parsed
 
 
@@ -151,6 +126,10 @@ def _find_peer(config: ProbeConfig, wish: Wish, task: AnyTask) -> Peer | None:
         peer = peers[wish.peer]
         return msgspec.structs.replace(peer, stamp_port=wish.stamp_port or peer.stamp_port)
     host, http_port = _split_peer(wish.peer, known)
+    if wish.peer_stamp_key and wish.peer_stamp_key not in config.stamp_keys:
+        keys = ", ".join(sorted(config.stamp_keys)) or "none is there yet"
+        place = f"--peer-stamp-key {wish.peer_stamp_key}"
+        raise ConfigError(place, "the configuration has no such key in [stamp_keys]", f"one of: {keys}")
     download_path, upload_path = BULK_PATHS[wish.peer_protocol]
     return Peer(
         name=_PEER_GIVEN,

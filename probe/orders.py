@@ -12,7 +12,8 @@ import msgspec
 from probe.clock import NS_PER_S, Clock
 from probe.errors import one_line
 from probe.instruction import COMMAND_SCHEDULE, InstructionError, InstructionFile, parse, problem_of
-from probe.measure.measurer import Instructed, Invocation, Measurer
+from probe.measure.invocation import Instructed, Invocation
+from probe.measure.measurer import Measurer
 from probe.messages import SCHEMA_VERSION, AgentId, Command, Instruction, LinkName, NotRunReason
 from probe.schedule import Scheduler
 from probe.spool.thread import SpoolThread

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import signal
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -17,13 +17,16 @@ from rich.table import Table
 from fleet_controller.commands.terminal import complain, open_console, say, say_json
 from fleet_controller.errors import ConfigError
 from fleet_controller.lab import matrix, namespaces, own_error
-from fleet_controller.lab.compare import as_builtins, compare, outcome, shown
+from fleet_controller.lab.compare import compare, why_nothing
+from fleet_controller.lab.comparison import Compared, as_builtins, outcome, shown
 from fleet_controller.lab.matrix import Case, Row, Summary
 from fleet_controller.lab.profile import LinkProfile
-from fleet_controller.lab.profiles import find_profile, load_profiles
+from fleet_controller.lab.profiles import find_profile, load_profiles, read_profiles
 from fleet_controller.lab.site import PEER_NAME, Run, Site
+from probe.messages import Peer
 from probe.tasks import TASKS
 from probe.tasks.base import AnyTask
+from probe.tasks.settings import SettingError, check_settings, read_settings
 
 _OK: Final = 0
 _PROBLEMS: Final = 1
@@ -58,23 +61,24 @@ def run(args: argparse.Namespace) -> int:
     """Measure one task on one line, some times."""
     profile = find_profile(args.profile, load_profiles(args.file))
     task = _find_task(args.task)
-    parameters = _parameters(task, args.parameter, profile)
+    parameters = _parameters(task, args.parameter, profile, args.peer)
     with _leaving_nothing(), Site(profile, shaper=args.shaper, nginx=args.peer == "nginx", seed=args.seed) as site:
         results = []
         for number in range(args.runs):
             done = site.measure(task.name, parameters, peer=_peer(task, parameters, args.peer))
             results.append(done)
             if not args.json:
-                _say_run(site, done, number, args.runs)
+                _say_run(site, done, parameters, f" run {number + 1} of {args.runs}" if args.runs > 1 else "")
         if args.json:
-            say_json({"profile": args.profile, "runs": [_run_as_builtins(site, done) for done in results]})
+            say_json({"profile": args.profile, "runs": [_run_as_builtins(site, done, parameters) for done in results]})
     return _OK if all(done.result.values is not None for done in results) else _PROBLEMS
 
 
 def run_matrix(args: argparse.Namespace) -> int:
     """Measure all lines, or some, and say what that says of the instruments."""
     known = load_profiles(args.file)
-    names = args.profiles.split(",") if args.profiles is not None else list(known)
+    # Whoever brings a file of their own wants it measured, and not an hour of everything else.
+    names = args.profiles.split(",") if args.profiles is not None else list(read_profiles(args.file))
     profiles = {name: find_profile(name, known) for name in names}
     total = args.runs * sum(1 for name in names for _ in matrix.cases_of(name, profiles[name]))
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -122,26 +126,21 @@ def _find_task(name: str) -> AnyTask:
     return TASKS[name]
 
 
-def _parameters(task: AnyTask, settings: list[str], profile: LinkProfile) -> dict[str, Any]:
+def _parameters(task: AnyTask, settings: list[str], profile: LinkProfile, peer: str) -> dict[str, Any]:
     """What the command line says, and the line's own IP version where it has but one."""
     fields = task.parameters.__struct_fields__
     versions = profile.ip_versions
     parameters: dict[str, Any] = {"ip_version": versions[0]} if "ip_version" in fields and versions == (6,) else {}
     parameters |= _OF_THE_LAB.get(task.name, {})
-    for setting in settings:
-        key, separator, text = setting.partition("=")
-        if not separator:
-            raise ConfigError(f"-p {setting}", "has no value", "write KEY=VALUE")
-        try:
-            parameters[key] = msgspec.json.decode(text)
-        except msgspec.DecodeError:
-            parameters[key] = text  # a word without quotes
-    if "url" in parameters:
-        parameters.pop("path", None)
     try:
-        msgspec.convert(parameters, task.parameters)
-    except msgspec.ValidationError as error:
-        raise ConfigError("-p", str(error), f"the parameters of {task.name} are {', '.join(fields)}") from None
+        typed = read_settings(task, settings, "--set")
+        if "url" in typed:
+            parameters.pop("path", None)
+        parameters |= typed
+        asked = _peer(task, parameters, peer)
+        check_settings(task, parameters, [Peer(name=asked, host=PEER_NAME) if asked else None], "--set")
+    except SettingError as error:
+        raise ConfigError(error.place, error.problem, error.remedy) from None
     return parameters
 
 
@@ -170,27 +169,40 @@ def _leaving_nothing() -> Iterator[None]:
         namespaces.remove_own()
 
 
-def _say_run(site: Site, done: Run, number: int, runs: int) -> None:
+def _say_run(site: Site, done: Run, parameters: Mapping[str, Any], number: str) -> None:
     """One run for people: how it ended, then the figures that the line decides, then the others."""
     result = done.result
     variant = " ".join(result.variant.values())
     head = f"{result.task} {variant}".strip()
-    say(f"{head}{f' run {number + 1} of {runs}' if runs > 1 else ''}: {outcome(result)}")
+    say(f"{head}{number}: {outcome(result)}")
     said = result.failure or result.not_run
     if said is not None and said.detail:
         say(f"  {said.detail}")
-    for one in compare(site, done):
-        configured, measured, error = shown(one)
-        say(f"  {one.what:14} configured {configured:>16}   measured {measured:>16}   {error}")
+    compared = compare(site, done, parameters)
+    _say_compared(compared)
+    if not compared:
+        say(f"  {why_nothing(done)}")
     for key, value in (result.values or {}).items():
         text = f"{len(value)} items, see --json" if isinstance(value, list | dict) else value
         say(f"  {key} = {text}")
     say(f"  CPU of the whole program {done.cpu_s:.2f} s, its start included")
 
 
-def _run_as_builtins(site: Site, done: Run) -> dict[str, Any]:
-    compared = [as_builtins(one) for one in compare(site, done)]
-    return {"compared": compared, "cpu_s": done.cpu_s, "result": msgspec.to_builtins(done.result)}
+def _say_compared(compared: Sequence[Compared]) -> None:
+    """One line a figure, columns aligned."""
+    rows = [(one.what, *shown(one)) for one in compared]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+    for what, configured, measured, error in rows:
+        say(
+            f"  {what:{widths[0]}}  configured {configured:>{widths[1]}}"
+            f"   measured {measured:>{widths[2]}}   {error}".rstrip()
+        )
+
+
+def _run_as_builtins(site: Site, done: Run, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    compared = [as_builtins(one) for one in compare(site, done, parameters)]
+    why = {} if compared else {"why_nothing_compared": why_nothing(done)}
+    return {"compared": compared, **why, "cpu_s": done.cpu_s, "result": msgspec.to_builtins(done.result)}
 
 
 def _table(rows: list[Row]) -> Table:

@@ -6,9 +6,8 @@ import argparse
 import math
 import secrets
 import time
+from collections.abc import Iterable
 from typing import Any, Final
-
-import msgspec
 
 from fleet_controller.broker_session import BrokerSession, Outgoing
 from fleet_controller.commands.terminal import complain, say, say_json
@@ -18,9 +17,10 @@ from fleet_controller.fleet.load import Fleet, load_fleet
 from fleet_controller.fleet.parts import suggest
 from fleet_controller.instruct import compile_instruction
 from fleet_controller.store.database import Store, quote_string
-from probe.messages import Action, Command, encode, topic
+from probe.messages import Action, Command, Peer, encode, topic
 from probe.tasks import TASKS
 from probe.tasks.base import AnyTask
+from probe.tasks.settings import SettingError, check_settings, read_settings
 
 _OK: Final = 0
 _NOTHING_CAME: Final = 1
@@ -62,14 +62,14 @@ def build_command(fleet: Fleet, args: argparse.Namespace, now_unix_ns: int) -> C
     for link in args.link:
         _known(link, fleet.probes[args.agent].links, f"link of {args.agent}")
     # The agent knows the peers of its instruction; one that it has not been told of it would have to refuse.
-    told = {peer.name for peer in compile_instruction(fleet, args.agent, 0).peers}
-    for peer in args.peer:
-        _known(peer, told, f"peer in the instruction of {args.agent}")
+    told = {peer.name: peer for peer in compile_instruction(fleet, args.agent, 0).peers}
+    peers = [told[_known(peer, told, f"peer in the instruction of {args.agent}")] for peer in args.peer]
     if task.needs_peer and not args.peer:
         raise ConfigError("--peer", f"the task {task.name} needs a peer", suggest("", told, "peer"))
+    parameters = _parameters(task, args.set, peers or [None])
     return Command(
         command_id=secrets.token_hex(8),
-        action=Action(name=task.name, task=task.name, peers=tuple(args.peer), parameters=_parameters(task, args.set)),
+        action=Action(name=task.name, task=task.name, peers=tuple(args.peer), parameters=parameters),
         expires_unix_ns=now_unix_ns + round(args.expires * _NS_PER_S),
         links=tuple(args.link),
     )
@@ -87,21 +87,13 @@ def _known(name: str, known: Any, kind: str) -> str:
     return name
 
 
-def _parameters(task: AnyTask, settings: list[str]) -> dict[str, Any]:
-    parameters: dict[str, Any] = {}
-    for setting in settings:
-        key, separator, text = setting.partition("=")
-        if not separator:
-            raise ConfigError(f"--set {setting}", "has no value", "write KEY=VALUE")
-        try:
-            parameters[key] = msgspec.json.decode(text)
-        except msgspec.DecodeError:
-            parameters[key] = text  # a word without quotes
+def _parameters(task: AnyTask, settings: list[str], peers: Iterable[Peer | None]) -> dict[str, Any]:
+    """The parameters, with which the task can work at each of the peers, as far as that can be known."""
     try:
-        msgspec.convert(parameters, task.parameters)
-    except msgspec.ValidationError as error:
-        keys = ", ".join(field.encode_name for field in msgspec.structs.fields(task.parameters))
-        raise ConfigError("--set", str(error), f"the parameters of {task.name} are {keys}") from None
+        parameters = read_settings(task, settings, "--set")
+        check_settings(task, parameters, peers, "--set")
+    except SettingError as error:
+        raise ConfigError(error.place, error.problem, error.remedy) from None
     return parameters
 
 

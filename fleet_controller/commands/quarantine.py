@@ -14,8 +14,9 @@ import msgspec
 from rich.markup import escape
 from rich.table import Table
 
-from fleet_controller.commands.terminal import complain, open_console, printable, say, say_json
+from fleet_controller.commands.terminal import complain, open_console, say, say_json
 from fleet_controller.config import ControllerConfig, load
+from fleet_controller.free_text import visible, visible_json
 from fleet_controller.quarantine import Item, Quarantine
 from fleet_controller.replay import Outcome
 from fleet_controller.replay import replay as replay_items
@@ -37,12 +38,12 @@ def list_(args: argparse.Namespace) -> int:
     for item in items:
         table.add_row(
             str(item.id),
-            escape(item.agent_id or "-"),
+            escape(visible(item.agent_id or "-")),
             item.reason,
             age(item.last_seen_unix_ns, time.time_ns()),
             str(item.seen),
             str(item.payload_bytes),
-            escape(printable(item.detail)),
+            escape(visible(item.detail)),
         )
     open_console().print(table)
     dropped = totals.dropped_age + totals.dropped_bytes
@@ -62,7 +63,7 @@ def show(args: argparse.Namespace) -> int:
         say_json({**_plain(item), "payload": payload})
         return _OK
     for name, value in _plain(item).items():
-        say(f"{name}: {printable(str(value))}")
+        say(f"{name}: {value}")
     say()
     say(_readable(payload))
     return _OK
@@ -85,7 +86,7 @@ def replay(args: argparse.Namespace) -> int:
 
 def _print_outcomes(outcomes: list[Outcome]) -> None:
     for outcome in outcomes:
-        say(f"{outcome.id}: {outcome.kind}: {printable(outcome.detail)}")
+        say(f"{outcome.id}: {outcome.kind}: {outcome.detail}")
     stored = sum(outcome.kind == "stored" for outcome in outcomes)
     say(f"{stored} of {len(outcomes)} items were accepted")
 
@@ -117,8 +118,8 @@ def _date(unix_ns: int) -> str:
 
 
 def _readable(payload: str) -> str:
-    """JSON with its lines, and everything else as it is, but for what would command the terminal."""
+    """JSON with its lines, and everything else as it is."""
     try:
-        return json.dumps(json.loads(payload), ensure_ascii=False, indent=2)
+        return visible_json(json.dumps(json.loads(payload), ensure_ascii=False, indent=2))
     except (ValueError, RecursionError):
-        return printable(payload)
+        return payload

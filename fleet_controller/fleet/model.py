@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from fleet_controller.fleet.provinces import Province
-from probe.messages import NAME_PATTERN, BulkProtocol
+from probe.messages import BULK_PATHS, NAME_PATTERN, BulkProtocol, Peer
 
 Access = Literal["fixed", "mobile"]
 Scope = Literal["on_net", "domestic", "international"]
@@ -18,7 +18,8 @@ Count = Annotated[int, msgspec.Meta(gt=0)]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 # A host name or an IP address: what a URL would put between "//" and ":", and nothing else of it.
 Host = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.:_-]{0,251}[A-Za-z0-9])?$")]
-UrlPath = Annotated[str, msgspec.Meta(pattern=r"^/[^\s?#]*$")]
+# What an agent takes for a path, without a query: printable ASCII, at most 256 characters.
+UrlPath = Annotated[str, msgspec.Meta(pattern=r'^/[!"$->@-~]{0,255}$')]
 # The shortest period: below it a probe would do nothing but start measurements. The longest: one slot a month.
 Period = Annotated[float, msgspec.Meta(ge=1, le=31 * 86_400)]
 # Vietnam's frame, Trường Sa and Hoàng Sa included: a point outside it has its numbers swapped.
@@ -58,6 +59,22 @@ class FleetPeer(Part, frozen=True):
     download_path: UrlPath | None = None
     small_path: UrlPath = "/small"
     upload_path: UrlPath | None = None
+
+    def for_agents(self, name: str) -> Peer:
+        """The peer as an agent needs to know it."""
+        download_path, upload_path = BULK_PATHS[self.protocol]
+        return Peer(
+            name=name,
+            host=self.host,
+            stamp_port=self.stamp_port,
+            stamp_key=self.stamp_key or "",
+            http_port=self.http_port,
+            tls=self.tls,
+            protocol=self.protocol,
+            download_path=self.download_path or download_path,
+            small_path=self.small_path,
+            upload_path=self.upload_path or upload_path,
+        )
 
 
 class FleetAction(Part, frozen=True):

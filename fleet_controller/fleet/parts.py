@@ -11,6 +11,7 @@ import msgspec
 
 from fleet_controller.fleet.yaml_lines import Lined, Mistake, Step, dotted
 from probe.messages import AGENT_ID_PATTERN, NAME_PATTERN
+from probe.tasks.fit import Misfit, MisfitError
 
 S = TypeVar("S", bound=msgspec.Struct)
 Path = tuple[Step, ...]
@@ -68,6 +69,14 @@ class Collector:
         elif isinstance(spot.value, str) and spot.value not in known:
             self.say(spot.line, path, f"unknown {kind} {spot.value!r}", suggest(spot.value, known, kind))
 
+    def misfit(self, spot: Lined, path: Path, misfit: Misfit) -> None:
+        """Note what a task cannot do, at the field of `spot` that is at fault; at `spot` where that is not written."""
+        written = (
+            "" if misfit.example is None else f"write `{misfit.field}: {msgspec.json.encode(misfit.example).decode()}`"
+        )
+        remedy = ": ".join(filter(None, (misfit.remedy, written)))
+        self.say(spot.at(misfit.field).line, (*path, misfit.field), misfit.problem, remedy)
+
     def convert(self, spot: Lined, path: Path, wanted: type[S], ready: dict[str, Any] | None = None) -> S | None:
         """Give a mapping the shape `wanted`; absent when there are mistakes in it.
 
@@ -109,6 +118,9 @@ class Collector:
     def _build(self, spot: Lined, path: Path, wanted: type[S], values: dict[str, Any]) -> S | None:
         try:
             return wanted(**values)
+        except MisfitError as error:  # raised by a task's own __post_init__
+            self.misfit(spot, path, error.misfit)
+            return None
         except ValueError as error:  # raised by the type's own __post_init__
             self.say(spot.line, path, str(error))
             return None
@@ -171,7 +183,10 @@ _PATTERNS = {
         "is not a host",
         "a name or an address, without http:// and without a port",
     ),
-    r"^/[^\\s?#]*$": ("is not a path", "it starts with / and has no blanks, ? or #"),
+    r'^/[!"$->@-~]{0,255}$': (
+        "is not a path",
+        "it starts with / and has plain letters, no blanks, ? or #, at most 256",
+    ),
     r"^[^\\s/]{1,15}$": ("is not an interface name", "at most 15 characters, without blanks and /"),
     r"^([01][0-9]|2[0-3]):[0-5][0-9]$": ("is not a time of day", 'write "01:30", Vietnam time'),
 }

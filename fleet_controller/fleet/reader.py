@@ -12,6 +12,7 @@ from fleet_controller.fleet.parts import Collector, Path, suggest
 from fleet_controller.fleet.provinces import BY_CODE, PROVINCES, Province, find_old_province, find_province
 from fleet_controller.fleet.yaml_lines import Lined
 from probe.tasks.base import AnyTask
+from probe.tasks.fit import host_problem
 
 P = TypeVar("P", bound=Part)
 _SECTIONS = ("provinces", "operators", "peers", "schedules", "suppressions", "probes")
@@ -43,8 +44,13 @@ class _Reader:
 
     def read(self) -> Fleet:
         """Every section in the order in which a person reads them."""
+        peers = self._section("peers", self._peer)
         schedules = fleet_schedules.ScheduleReader(
-            self._out, self._tasks, peers=self._names("peers"), links=self._link_names()
+            self._out,
+            self._tasks,
+            peer_names=self._names("peers"),
+            peers={name: peer.for_agents(name) for name, peer in peers.items()},
+            links=self._link_names(),
         )
         suppressions = fleet_schedules.SuppressionReader(
             self._out, self._names("schedules"), self._names("probes"), self._province
@@ -52,7 +58,7 @@ class _Reader:
         return Fleet(
             provinces=self._provinces,
             operators=self._section("operators", self._operator),
-            peers=self._section("peers", self._peer),
+            peers=peers,
             schedules=self._section("schedules", schedules.read),
             suppressions=self._section("suppressions", suppressions.read),
             probes=self._section("probes", self._probe),
@@ -105,6 +111,10 @@ class _Reader:
     def _peer(self, spot: Lined, path: Path) -> FleetPeer | None:
         self._out.reference(spot.children.get("operator"), (*path, "operator"), "operator", self._names("operators"))
         peer = self._out.convert(spot, path, FleetPeer)
+        unusable = host_problem(peer.host) if peer is not None else None
+        if unusable is not None:
+            self._out.say(spot.at("host").line, (*path, "host"), unusable, "a name or an address, without a port")
+            return None
         if peer is not None and peer.scope == "on_net" and peer.operator is None:
             self._out.say(spot.line, path, "is on_net and has no operator", "name the operator whose network it is in")
         return peer

@@ -8,23 +8,34 @@ from typing import Any
 from fleet_controller.fleet.model import FleetAction, FleetSchedule, FleetSuppression
 from fleet_controller.fleet.parts import Collector, Path
 from fleet_controller.fleet.yaml_lines import Lined
+from probe.messages import COMMAND_SCHEDULE, Peer
 from probe.tasks.base import WINDOW_S_MAX, AnyTask, Parameters
+from probe.tasks.fit import PEER_FIELD, Misfit
 
 
 class ScheduleReader:
     """Reads schedules, and checks each action against the task that it names."""
 
     def __init__(
-        self, out: Collector, tasks: Mapping[str, AnyTask], *, peers: Collection[str], links: Collection[str]
+        self,
+        out: Collector,
+        tasks: Mapping[str, AnyTask],
+        *,
+        peer_names: Collection[str],
+        peers: Mapping[str, Peer],
+        links: Collection[str],
     ) -> None:
         self._out = out
         self._tasks = tasks
+        self._peer_names = peer_names
         self._peers = peers
         self._links = links
 
     def read(self, spot: Lined, path: Path) -> FleetSchedule | None:
         """One schedule."""
         self._out.reference(spot.children.get("links"), (*path, "links"), "link", self._links)
+        if path[-1] == COMMAND_SCHEDULE:
+            self._out.say(spot.line, path, "this name is kept for commands", "give the schedule another one")
         actions = spot.children.get("actions")
         ready: dict[str, Any] = {}
         if actions is not None:
@@ -51,7 +62,8 @@ class ScheduleReader:
             seen.add(action.label)
 
     def _action(self, spot: Lined, path: Path, period: Lined | None) -> FleetAction | None:
-        self._out.reference(spot.children.get("peers"), (*path, "peers"), "peer", self._peers)
+        self._out.reference(spot.children.get("peers"), (*path, "peers"), "peer", self._peer_names)
+        self._peers_once(spot.children.get("peers"), (*path, "peers"))
         self._out.reference(spot.children.get("task"), (*path, "task"), "task", self._tasks)
         action = self._out.convert(spot, path, FleetAction)
         named = spot.children.get("task")
@@ -65,10 +77,37 @@ class ScheduleReader:
         )
         if parameters is None:
             return None
+        self._misfits(spot, path, task, parameters)
         if task.continuous:
             return action if self._window(task, parameters, period, path) else None
         self._time(spot, path, task, parameters, period)
         return action
+
+    def _peers_once(self, spot: Lined | None, path: Path) -> None:
+        seen: set[object] = set()
+        for step, child in (spot.children if spot is not None else {}).items():
+            if isinstance(child.value, str) and child.value in seen:
+                self._out.say(child.line, (*path, step), f"{child.value!r} stands there twice", "remove one of them")
+            seen.add(child.value if isinstance(child.value, str) else None)
+
+    def _misfits(self, spot: Lined, path: Path, task: AnyTask, parameters: Parameters) -> None:
+        """Say what the task cannot do: at each peer that stands there and is without mistakes, or without one."""
+        named = spot.children.get("peers", Lined([], spot.line)).children
+        if not named and not task.needs_peer:
+            for misfit in task.misfits(parameters, None):
+                self._misfit(spot, path, misfit)
+        said: set[Misfit] = set()  # of a parameter, once is enough
+        for step, child in named.items():
+            peer = self._peers.get(child.value) if isinstance(child.value, str) else None
+            for misfit in task.misfits(parameters, peer) if peer is not None else ():
+                if misfit.field == PEER_FIELD:
+                    self._out.say(child.line, (*path, PEER_FIELD, step), misfit.problem, misfit.remedy)
+                elif misfit not in said:
+                    self._misfit(spot, path, misfit)
+                    said.add(misfit)
+
+    def _misfit(self, spot: Lined, path: Path, misfit: Misfit) -> None:
+        self._out.misfit(spot.at("parameters"), (*path, "parameters"), misfit)
 
     def _window(self, task: AnyTask, parameters: Parameters, period: Lined | None, path: Path) -> bool:
         """A continuous task goes on for a whole period: say whether that is a window it can have."""

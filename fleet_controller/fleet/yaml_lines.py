@@ -18,7 +18,8 @@ FILE_BYTES_MAX = 16 * 1024 * 1024
 NODES_MAX = 500_000
 DEPTH_MAX = 20
 
-_INT = re.compile(r"^[-+]?[0-9][0-9_]*$")
+# What has more digits is no number of a fleet's, and Python refuses to read some thousands of them.
+_INT = re.compile(r"^[-+]?[0-9][0-9_]{0,99}$")
 _FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
 _WORDS: dict[str, Any] = {"": None, "~": None, "null": None, "true": True, "false": False}
 _CORE_TAGS = {

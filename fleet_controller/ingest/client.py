@@ -279,12 +279,15 @@ class MqttIngest:
 
     def _hand_on(self, batch: Sequence[Incoming]) -> None:
         """Give a batch to who takes them. A fault there costs time, never a message: none was acknowledged."""
+        level = logging.ERROR
         while not self._stopping.is_set():
             try:
                 if self._handler is not None:
                     self._handler(batch)
             except Exception:  # noqa: BLE001 - this thread must not end while messages come
-                _LOG.exception("handling a batch of %d messages failed; it will be tried again", len(batch))
+                words = "handling a batch of %d messages failed; it is tried again until it succeeds"
+                _LOG.log(level, words, len(batch), exc_info=True)
+                level = logging.DEBUG  # a person has been told, and it may go on for a night
                 self._stopping.wait(1.0)
             else:
                 return
@@ -342,4 +345,8 @@ class MqttIngest:
             self._session_lost = False
             _LOG.info("broker had no session of this controller: its retained messages may be gone too")
             if self._on_session_lost is not None:
-                self._on_session_lost()
+                try:
+                    self._on_session_lost()
+                except Exception:
+                    self._session_lost = True  # nobody has heard of it yet
+                    raise

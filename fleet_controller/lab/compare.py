@@ -1,127 +1,169 @@
-"""Configured against measured: what a run says beside what the line was made to be."""
+"""Configured against measured, by task: what of each task's figures the line decides, and what a run says of them.
+
+What is single here (one connection, one question) lies anywhere within the jitter; medians and percentiles do not.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from typing import Any, Final, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
-import msgspec
+from fleet_controller.lab.compare_loads import compare_capacity, compare_responsiveness
+from fleet_controller.lab.comparison import Compared, Comparison, Word
+from fleet_controller.lab.profile import LinkProfile
+from fleet_controller.lab.seen import IPV4, IPV6, STAMP_BYTES, SYN_BYTES, TCP_BYTES, UDP_BYTES, Seen
+from fleet_controller.lab.site import PEER_NAME, Run, Site
 
-from fleet_controller.lab.profile import Direction
-from fleet_controller.lab.site import Run, Site
-from probe.messages import Result
-
-_NS_PER_S: Final = 1_000_000_000
-# The payload of the STAMP packets that `round_trip` sends unless told otherwise (RFC 8762 section 4.2.1).
-_STAMP_BYTES: Final = 44
-
-
-class Comparison(msgspec.Struct, frozen=True):
-    """One figure: what a perfect instrument would have said, what ours said, and by how much it is off.
-
-    `error_ratio` is for rates (measured / configured - 1), `error_s` for delays (measured - configured).
-    """
-
-    what: str
-    unit: Literal["bps", "s", "ratio"]
-    configured: float
-    measured: float | None
-
-    @property
-    def error_ratio(self) -> float | None:
-        """Relative error of a rate."""
-        if self.measured is None or self.unit != "bps":
-            return None
-        return self.measured / self.configured - 1
-
-    @property
-    def error_s(self) -> float | None:
-        """Error of a delay."""
-        return None if self.measured is None or self.unit != "s" else self.measured - self.configured
+# RFC 1035 section 4.1: header, type and class of a question, ends of a name; section 4.1.3: a record with its name
+# compressed, of type A and AAAA.
+_QUESTION_BYTES: Final = 12 + 4 + 2
+_RECORD_BYTES: Final = {"A": 16, "AAAA": 28}
+# The peer's address is the far end of the line itself: no router stands between.
+_HOPS: Final = 1
 
 
-def compare(site: Site, run: Run) -> tuple[Comparison, ...]:
+def compare(site: Site, run: Run, parameters: Mapping[str, Any] | None = None) -> tuple[Compared, ...]:
     """The figures of one run that the line decides; none for a task of which it decides none, or that failed."""
     compare_task = _TASKS.get(run.result.task)
-    return compare_task(site, run) if compare_task is not None and run.result.values is not None else ()
+    if compare_task is None or run.result.values is None:
+        return ()
+    return tuple(compare_task(Seen(site, run, run.result.values, parameters or {})))
 
 
-def _round_trip(site: Site, run: Run) -> tuple[Comparison, ...]:
-    values = run.result.values or {}
-    version = _ip_version(run.result)
-    profile = site.profile
-    delay_s = profile.expected_delay_s(_STAMP_BYTES, version) - profile.delay_s + site.delay_s
-    sent, received = values["packets_sent"], values["packets_received"]
-    return (
+def why_nothing(run: Run) -> str:
+    """Why there is nothing to compare, where `compare` gives nothing."""
+    if run.result.values is None:
+        return "nothing was measured: there is nothing to compare"
+    if run.result.task == "host":
+        return "`host` looks at the probe itself: the line decides nothing of it, there is nothing to compare"
+    return f"the lab does not know what the line does to {run.result.task}: there is nothing to compare"
+
+
+def _round_trip(seen: Seen) -> list[Compared]:
+    values, method = seen.values, seen.run.result.variant.get("method")
+    payload_bytes = int(seen.parameters.get("payload_bytes", STAMP_BYTES))
+    packet_bytes = SYN_BYTES if method == "tcp" else payload_bytes + UDP_BYTES
+    delay_s = seen.round_trip_s(packet_bytes, packet_bytes, seen.ip_version)
+    compared: list[Compared] = [
         Comparison("delay_median", "s", delay_s, values.get("delay_median_s")),
-        Comparison("pdv", "s", profile.expected_pdv_s(), values.get("pdv_s")),
-        Comparison("loss", "ratio", profile.expected_loss_ratio(), 1 - received / sent if sent else None),
-    )
+        Comparison("pdv", "s", seen.profile.expected_pdv_s(), values.get("pdv_s")),
+    ]
+    sent, received = values["packets_sent"], values["packets_received"]
+    if method == "tcp":  # the kernel repeats a lost SYN: what is lost of connections is not what is lost of packets
+        return compared
+    compared.append(Comparison("loss", "ratio", seen.profile.expected_loss_ratio(), 1 - received / sent))
+    if (ratio := seen.profile.duplicate_ratio) and received:
+        more = values.get("packets_duplicated")
+        # A packet may be doubled on its way there, on its way back, or both.
+        compared.append(
+            Comparison("duplicated", "ratio", 2 * ratio + ratio**2, None if more is None else more / received)
+        )
+    return compared
 
 
-def _capacity(site: Site, run: Run) -> tuple[Comparison, ...]:
-    values = run.result.values or {}
-    direction: Direction = "upload" if run.result.variant.get("direction") == "upload" else "download"
-    nominal_bps = site.profile.expected_capacity_bps(direction, _ip_version(run.result))
-    mean_bps = site.link.mean_rate_bps(direction, *_steady_interval(site, run, direction))
-    expected_bps = nominal_bps * mean_bps / site.profile.rate_bps(direction)
-    return (Comparison(direction, "bps", expected_bps, values["capacity_bps"]),)
+def _ipv6(seen: Seen) -> list[Compared]:
+    compared: list[Compared] = []
+    looks_for_mtu = bool(seen.parameters.get("mtu", True))
+    stamp_bytes = STAMP_BYTES + UDP_BYTES
+    for version, suffix in ((IPV6, "_v6"), (IPV4, "_v4")):
+        state = _state(seen.profile, version, looks_for_mtu=looks_for_mtu)
+        compared.append(Word(f"state{suffix}", state, seen.values.get("state" if version == IPV6 else "state_v4")))
+        if state not in {"works", "mtu_black_hole"}:
+            continue
+        delay_s = seen.round_trip_s(stamp_bytes, stamp_bytes, version)
+        compared.append(Comparison(f"delay{suffix}", "s", delay_s, seen.values.get(f"delay_median{suffix}_s")))
+        connect_s = seen.round_trip_s(SYN_BYTES, SYN_BYTES, version)
+        compared.append(seen.single(f"connect{suffix}", f"connect{suffix}_s", connect_s))
+        if looks_for_mtu:
+            compared += _path_mtu(seen, suffix)
+    return compared
 
 
-def _steady_interval(site: Site, run: Run, direction: Direction) -> tuple[int, int]:
-    """When the bytes of the steady part passed the serialiser, on CLOCK_MONOTONIC.
+def _state(profile: LinkProfile, version: int, *, looks_for_mtu: bool) -> str:
+    """What IPv6 or IPv4 is on this line, in the task's words."""
+    family = profile.ipv6 if version == IPV6 else profile.ipv4
+    if family == "works":
+        return "works" if profile.carries_full_packets or not looks_for_mtu else "mtu_black_hole"
+    return "no_address" if family == "absent" else "unreachable"
 
-    A received byte is half a round trip old when it is counted, an acknowledged one a whole one. A lower bound has no
-    steady part: there it is the transfer; without a curve, the whole run.
+
+def _path_mtu(seen: Seen, suffix: str) -> list[Compared]:
+    is_black_hole = seen.values.get(f"mtu_black_hole{suffix}")
+    said = None if is_black_hole is None else _yes(is_true=is_black_hole)
+    return [
+        Comparison(
+            f"path_mtu{suffix}", "bytes", seen.profile.path_mtu_bytes, seen.values.get(f"path_mtu{suffix}_bytes")
+        ),
+        Word(f"black_hole{suffix}", _yes(is_true=not seen.profile.carries_full_packets), said),
+    ]
+
+
+def _yes(*, is_true: bool) -> str:
+    return "yes" if is_true else "no"
+
+
+def _path(seen: Seen) -> list[Compared]:
+    packet_bytes = STAMP_BYTES + UDP_BYTES
+    works = seen.ip_version in seen.profile.ip_versions
+    compared: list[Compared] = [Word("reached", _yes(is_true=works), _yes(is_true=seen.values["reached"]))]
+    if works:
+        least_s = seen.round_trip_s(packet_bytes, packet_bytes, seen.ip_version)
+        compared.append(Comparison("hop_count", "count", _HOPS, seen.values.get("hop_count")))
+        compared.append(seen.single("delay_min", "delay_min_s", least_s))
+    return compared
+
+
+def _dns(seen: Seen) -> list[Compared]:
+    values, version = seen.values, seen.resolver_version
+    name_bytes = len(str(seen.parameters.get("name", PEER_NAME)).rstrip("."))
+    record_bytes = _RECORD_BYTES[seen.run.result.variant.get("record_type", "A")]
+    over_udp = seen.run.result.variant.get("transport", "udp") == "udp"
+    question_bytes = name_bytes + _QUESTION_BYTES + (UDP_BYTES if over_udp else TCP_BYTES + 2)
+    answer_bytes = question_bytes + record_bytes * int(values["answers"])
+    response_s = seen.round_trip_s(question_bytes, answer_bytes, version)
+    compared: list[Compared] = [seen.single("response_time", "response_time_s", response_s)]
+    if not over_udp:
+        compared.append(seen.single("connect", "connect_s", seen.round_trip_s(SYN_BYTES, SYN_BYTES, version)))
+    return compared
+
+
+def _web(seen: Seen) -> list[Compared]:
+    """One round trip to connect; one at least for a name and for a page, whose lengths the line does not decide."""
+    least_s = seen.site.delay_s - seen.profile.jitter_s / 2
+    compared: list[Compared] = []
+    if seen.values.get("resolve_s") is not None:
+        compared.append(Comparison("resolve", "s", least_s, seen.values["resolve_s"], "at_least"))
+    compared.append(seen.single("connect", "connect_s", seen.round_trip_s(SYN_BYTES, SYN_BYTES, seen.ip_version)))
+    compared.append(Comparison("first_byte", "s", least_s, seen.values.get("first_byte_s"), "at_least"))
+    compared.append(Comparison("total", "s", least_s * len(compared), seen.values.get("total_s"), "at_least"))
+    return compared
+
+
+def _availability(seen: Seen) -> list[Compared]:
+    """A line that works is up all the time, one without this IP version never.
+
+    With losses in runs three packets in a row can be lost, which rightly is an outage: then only the loss is decided.
     """
-    values = run.result.values or {}
-    curve = values.get("curve")
-    if not curve:
-        return run.began_ns, run.ended_ns
-    steady_s = values.get("steady_s") or values["transfer_s"]
-    age_s = site.delay_s * (0.5 if direction == "download" else 1.0)
-    began_ns = run.result.start_unix_ns - (time.time_ns() - time.monotonic_ns())
-    if not run.began_ns <= began_ns <= run.ended_ns:  # the wall clock was stepped: only roughly, then
-        began_ns = run.began_ns
-    end_ns = began_ns + round((curve[-1]["offset_s"] - age_s) * _NS_PER_S)
-    return end_ns - round(steady_s * _NS_PER_S), end_ns
+    values, works = seen.values, seen.ip_version in seen.profile.ip_versions
+    watched_s = values["window_s"] - values.get("unknown_s", 0.0)
+    sent, answered = values["packets_sent"], values["packets_answered"]
+    loss_ratio = seen.profile.expected_loss_ratio() if works else 1.0
+    compared: list[Compared] = []
+    if not works or seen.profile.loss_burst_packets <= 1:
+        up_ratio = values["up_s"] / watched_s if watched_s > 0 else None
+        compared.append(Comparison("up", "ratio", 1.0 if works else 0.0, up_ratio))
+        compared.append(Comparison("outages", "count", 0 if works else 1, values.get("outage_count", 0)))
+    compared.append(Comparison("loss", "ratio", loss_ratio, 1 - answered / sent if sent else None))
+    return compared
 
 
-def _ip_version(result: Result) -> int:
-    return int(result.variant.get("ip_version", "4"))
-
-
-_TASKS: Final[dict[str, Callable[[Site, Run], tuple[Comparison, ...]]]] = {
+_TASKS: Final[dict[str, Callable[[Seen], list[Compared]]]] = {
     "round_trip": _round_trip,
-    "capacity": _capacity,
+    "capacity": compare_capacity,
+    "responsiveness": compare_responsiveness,
+    "ipv6": _ipv6,
+    "path": _path,
+    "dns": _dns,
+    "web": _web,
+    "availability": _availability,
 }
-
-
-def shown(comparison: Comparison) -> tuple[str, str, str]:
-    """Configured, measured and error for people: Mbit/s and %, ms, or %."""
-    scale, unit = {"bps": (1e-6, "Mbit/s"), "s": (1e3, "ms"), "ratio": (1e2, "%")}[comparison.unit]
-    configured = f"{comparison.configured * scale:.3f} {unit}"
-    if comparison.measured is None:
-        return configured, "none", ""
-    measured = f"{comparison.measured * scale:.3f} {unit}"
-    if comparison.error_ratio is not None:
-        return configured, measured, f"{comparison.error_ratio * 100:+.2f} %"
-    if comparison.error_s is not None:
-        return configured, measured, f"{comparison.error_s * 1e3:+.3f} ms"
-    return configured, measured, ""
-
-
-def outcome(result: Result) -> str:
-    """How a run ended, in a few words."""
-    if result.failure is not None:
-        return f"failed: {result.failure.operation} {result.failure.kind}"
-    if result.not_run is not None:
-        return f"not run: {result.not_run.reason}"
-    return "measured"
-
-
-def as_builtins(comparison: Comparison) -> dict[str, Any]:
-    """For programs."""
-    fields: dict[str, Any] = msgspec.to_builtins(comparison)
-    return fields | {"error_ratio": comparison.error_ratio, "error_s": comparison.error_s}

@@ -10,7 +10,8 @@ from typing import Any, Final
 import msgspec
 
 from fleet_controller.errors import ServiceError
-from fleet_controller.lab.compare import Comparison, as_builtins, compare, outcome
+from fleet_controller.lab.compare import compare
+from fleet_controller.lab.comparison import Comparison, as_builtins, outcome
 from fleet_controller.lab.profile import DIRECTIONS, Direction, LinkProfile
 from fleet_controller.lab.site import Run, Site
 
@@ -124,7 +125,8 @@ def _measure(site: Site, row: Row, peer: str) -> str:
         row.outcomes.append(f"broken: {error}")
         return row.outcomes[-1]
     row.outcomes.append(outcome(run.result))
-    compared = compare(site, run)
+    figures = compare(site, run, row.case.parameters)
+    compared = tuple(one for one in figures if isinstance(one, Comparison))
     if compared:
         row.comparisons.append(compared)
         _count_cost(row, run)

@@ -1,4 +1,4 @@
-"""The named profiles: `profiles.toml` beside this file, or one of the user's own."""
+"""The named profiles: `profiles.toml` beside this file, and those of a file of the user's own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,16 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,30}")
 
 
 def load_profiles(file: Path | None = None) -> dict[str, LinkProfile]:
-    """All profiles of a file by name, in its order; without one, those of the package.
+    """The package's profiles by name, and those of a file beside them: one of the same name counts instead.
+
+    Raises:
+        ConfigError: with the file, the profile and the key.
+    """
+    return read_profiles() | (read_profiles(file) if file is not None else {})
+
+
+def read_profiles(file: Path | None = None) -> dict[str, LinkProfile]:
+    """The profiles of one file alone, in its order; without one, the package's.
 
     Raises:
         ConfigError: with the file, the profile and the key.

@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from fleet_controller.errors import ConfigError
+from fleet_controller.free_text import stripped
 from fleet_controller.records import Accepted
 from probe.messages import NAME_PATTERN
 from probe.tasks.base import AnyTask, Parameters, variant_fields
@@ -64,6 +65,11 @@ def text(value: str) -> str:
     """A string field, quoted."""
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
+
+
+def free_text(value: str) -> str:
+    """A string field that somebody else wrote: what no screen can print is a blank."""
+    return text(stripped(value))
 
 
 def tag_text(value: str) -> str:
@@ -177,7 +183,7 @@ def _common(accepted: Accepted) -> dict[str, str]:
     result, origin = accepted.result, accepted.origin
     fields = {
         "sequence": integer(accepted.sequence),
-        "sequence_space": text(origin.sequence_space),
+        "sequence_space": free_text(origin.sequence_space),
         "action": _clipped(result.action),
         "schedule": _clipped(result.schedule),
         "task_version": integer(result.task_version),
@@ -231,7 +237,7 @@ def _outcome(accepted: Accepted) -> str:
 
 
 def _clipped(value: str) -> str:
-    return text(value[:_TEXT_CHARACTERS_MAX])
+    return free_text(value[:_TEXT_CHARACTERS_MAX])
 
 
 def _fields_of(struct: type[msgspec.Struct]) -> tuple[msgspec.inspect.Field, ...]:
@@ -270,7 +276,7 @@ _FORMATTERS: Final[tuple[tuple[type[msgspec.inspect.Type], Formatter], ...]] = (
     (msgspec.inspect.IntType, integer),
     (msgspec.inspect.FloatType, real),
     (msgspec.inspect.BoolType, boolean),
-    (msgspec.inspect.StrType, text),
+    (msgspec.inspect.StrType, free_text),
     (msgspec.inspect.EnumType, text),
 )
 

@@ -32,8 +32,11 @@ _BACKLOG: Final = 128
 _NOTSENT_BYTES: Final = 512 * 1024  # keeps the memory of a slow client's connection small
 _TCP_NOTSENT_LOWAT: Final = 25  # linux/tcp.h
 _STOP_S: Final = 1.0
-# Without descriptors accept() fails at once and would spin.
+# What accept() fails with at once while the host lacks something, and would spin (accept(2)).
+_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _NO_DESCRIPTORS_PAUSE_S: Final = 0.2
+# Each connection that ends frees what the next one takes: only without a shortage for as long is it over.
+_CALM_S: Final = 10.0
 _V6_CLIENT_PREFIX: Final = 64  # one IPv6 client owns a whole /64
 
 
@@ -63,7 +66,8 @@ class HttpPeer:
         self._lock = threading.Lock()
         self._connections: dict[Connection, threading.Thread] = {}
         self._per_address: collections.Counter[str] = collections.Counter()
-        self._full = False
+        self._full = self._is_short = False
+        self._short_at_s = 0.0
         self._stopping = threading.Event()
         self._wake: int | None = None
         self._source: int | None = None
@@ -131,10 +135,11 @@ class HttpPeer:
             sock, address = listener.accept()
         except BlockingIOError:
             return
-        except OSError as error:  # the client left meanwhile, or there are no descriptors
-            _LOG.warning("a connection was not accepted: %s", error)
-            self._stopping.wait(_NO_DESCRIPTORS_PAUSE_S)
-            return
+        except OSError as error:
+            if error.errno in _SHORTAGES:
+                self._note_shortage(error)
+                self._stopping.wait(_NO_DESCRIPTORS_PAUSE_S)
+            return  # else the client left meanwhile
         client = client_of(address[0])
         if not self._admit(client):
             _send_away(sock, says_why=self._tls is None)
@@ -165,8 +170,21 @@ class HttpPeer:
         try:
             thread.start()
         except RuntimeError as error:  # no more threads on this host
-            _LOG.warning("a connection was not served: %s", error)
+            self._note_shortage(error)
             self._end(connection, client)
+            return
+        self._note_shortage(None)
+
+    def _note_shortage(self, error: Exception | None) -> None:
+        """Log once that this host has no means to serve a connection, and once that it has had them for a while."""
+        now_s = time.monotonic()
+        if error is not None:
+            if not self._is_short:
+                _LOG.warning("connections cannot be served, for want of descriptors, memory or threads: %s", error)
+            self._is_short, self._short_at_s = True, now_s
+        elif self._is_short and now_s - self._short_at_s >= _CALM_S:
+            _LOG.info("connections are served again")
+            self._is_short = False
 
     def _serve(self, connection: Connection, client: str) -> None:
         try:

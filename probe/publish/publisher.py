@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import Final, Protocol, TypeVar
@@ -365,6 +365,7 @@ class Publisher:
 
     async def _pause(self) -> None:
         await asyncio.sleep(_OUTBOX_PAUSE_S)
+        self._may_have_more = True  # it was asked, and could not say
         self._work.set()
 
     async def _wait_for_work(self) -> None:
@@ -378,10 +379,12 @@ class Publisher:
     async def _settle_receipts(self) -> None:
         while self._receipts:
             receipt = self._receipts.popleft()
-            self._window.settled(receipt, await self._call(partial(self._outbox.settle, receipt)))
+            with _kept_for_later(self._receipts, receipt):
+                self._window.settled(receipt, await self._call(partial(self._outbox.settle, receipt)))
         while self._guilty:
             guilty = self._guilty.popleft()
-            await self._call(partial(self._outbox.set_aside, guilty.space, (guilty.sequence,), guilty.cause))
+            with _kept_for_later(self._guilty, guilty):
+                await self._call(partial(self._outbox.set_aside, guilty.space, (guilty.sequence,), guilty.cause))
 
     async def _send_next(self) -> bool:
         """Send one message if one may go; says whether it is worth asking again."""
@@ -434,3 +437,14 @@ class Publisher:
 
     async def _call(self, work: Callable[[], T]) -> T:
         return await self._loop.run_in_executor(self._executor, work)
+
+
+@contextlib.contextmanager
+def _kept_for_later(waiting: deque[T], first: T) -> Iterator[None]:
+    """Put back what the outbox could not take now: else the results that it names would go over the line again."""
+    try:
+        yield
+    except SpoolError:
+        if len(waiting) != waiting.maxlen:
+            waiting.appendleft(first)
+        raise

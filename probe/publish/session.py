@@ -1,4 +1,4 @@
-"""One connection to the broker, from CONNECT to its end: the only module that knows paho-mqtt.
+"""One connection to the broker, from CONNECT to its end: the only module that speaks to paho-mqtt.
 
 A session is made for each attempt and thrown away with it, so nothing of a dead connection (queued packets, message
 ids, states) can leak into the next one. A thread of ours runs paho's loop; everything it hears is handed to the
@@ -18,15 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
-from paho.mqtt.subscribeoptions import SubscribeOptions
-
 from probe import config
 from probe.messages import PACKET_BYTES_MAX
+from probe.publish.paho import (
+    CallbackAPIVersion,
+    MQTTErrorCode,
+    PacketTypes,
+    Properties,
+    ReasonCode,
+    SubscribeOptions,
+    mqtt,
+)
 
 log = logging.getLogger(__name__)
 

@@ -12,25 +12,19 @@ import os
 import sqlite3
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from probe.errors import SpoolError
+from probe.spool.tables import is_damaged, is_full, prepare
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# Marks the file as ours (SQLite `application_id`); the version grows with the schema.
-_APPLICATION_ID: Final = 0x50464C54
-_SCHEMA_VERSION: Final = 1
 # Readers (`fleet-probe outbox`) hold no lock for long; a writer that waits longer than this is worth an error.
 _BUSY_TIME_OUT_S: Final = 5.0
-# Of 4 KiB each: the log is folded into the file at 1 MiB and cut back to that, so it stays bounded.
-_CHECKPOINT_PAGES: Final = 256
-_JOURNAL_BYTES_MAX: Final = 1024 * 1024
 # Pages given back to the disk at once: bounds the time of one call and the wear of the card.
 _VACUUM_PAGES: Final = 512
 # Free pages below this share of the file are kept: they are filled again soon.
@@ -40,56 +34,6 @@ _RESERVE_BYTES: Final = 2 * 1024 * 1024
 _PAGES_MAX: Final = 2**32 - 2  # SQLite's own limit: none of ours
 # Damaged files kept for a look: they may be as large as the spool.
 _DAMAGED_KEPT: Final = 2
-
-_SCHEMA: Final = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE boots (boot TEXT PRIMARY KEY, offset_ns INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE spaces (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, next_sequence INTEGER NOT NULL);
-CREATE TABLE running (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    boot TEXT NOT NULL,
-    boottime_ns INTEGER NOT NULL,
-    body BLOB NOT NULL
-);
-CREATE TABLE results (
-    position INTEGER PRIMARY KEY AUTOINCREMENT,
-    space INTEGER NOT NULL,
-    sequence INTEGER NOT NULL,
-    boot TEXT NOT NULL,
-    boottime_ns INTEGER NOT NULL,
-    verified_unix_ns INTEGER,
-    to_stamp INTEGER NOT NULL,
-    series INTEGER NOT NULL,
-    start_unix_ns INTEGER NOT NULL,
-    size INTEGER NOT NULL,
-    body BLOB NOT NULL,
-    UNIQUE (space, sequence)
-);
-CREATE INDEX results_by_start ON results (series, start_unix_ns);
-CREATE TABLE set_aside (
-    id INTEGER PRIMARY KEY,
-    space INTEGER NOT NULL,
-    sequence INTEGER NOT NULL,
-    cause TEXT NOT NULL,
-    body BLOB NOT NULL
-);
-"""
-
-
-def primary_code(error: sqlite3.Error) -> int:
-    """SQLite's primary result code of an error; 0 when Python itself raised it."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
-
-
-def is_damaged(error: sqlite3.Error) -> bool:
-    """Whether the error says that the file is not a sound database."""
-    return primary_code(error) in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-
-
-def is_full(error: sqlite3.Error) -> bool:
-    """Whether the error says that the disk is full; SQLite has another code for it where it maps its index."""
-    code = getattr(error, "sqlite_errorcode", 0)
-    return code & 0xFF == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_SHMSIZE
 
 
 def free_disk_bytes(path: Path) -> int:
@@ -118,6 +62,7 @@ class SpoolFile:
         self._replaced = replaced
         self._lock = threading.RLock()
         self._connection = self._open_or_replace()
+        self._is_lost = False
         self.keep_reserve()
 
     def close(self) -> None:
@@ -143,16 +88,15 @@ class SpoolFile:
         Raises:
             SpoolError: it could not be done; nothing of it was.
         """
-        with self._lock:
+        with self._lock, self._errors_of_ours():
+            if self._is_lost:
+                self._begin_anew()
             for remedy in (self._relieve, self._drop):
                 try:
                     return self._attempt(work)
                 except sqlite3.Error as error:
                     self._recover(error, remedy)
-            try:
-                return self._attempt(work)
-            except sqlite3.Error as error:
-                raise SpoolError(f"{self.path}: {error}") from error
+            return self._attempt(work)
 
     def count(self, name: str, number: int) -> None:
         """Add to a counter that outlives the process."""
@@ -171,15 +115,23 @@ class SpoolFile:
         return self._pages()[0] * self._page_bytes()
 
     def give_back(self) -> None:
-        """Return free pages to the disk when they are many, a bounded number at a time."""
-        with self._lock:
+        """Return free pages to the disk when they are many, a bounded number at a time.
+
+        Raises:
+            SpoolError: the file is damaged.
+        """
+        with self._lock, self._errors_of_ours():
             pages, free = self._pages()
             if free > _VACUUM_PAGES and free * _FREE_SHARE_KEPT > pages:
                 self._vacuum()
 
     def keep_reserve(self) -> None:
-        """Make the reserve file where it is missing and the disk has room; then the spool may grow again."""
-        with self._lock:
+        """Make the reserve file where it is missing and the disk has room; then the spool may grow again.
+
+        Raises:
+            SpoolError: the disk or the file is damaged.
+        """
+        with self._lock, self._errors_of_ours():
             if self._reserve.exists():
                 return
             try:
@@ -215,6 +167,13 @@ class SpoolFile:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
+
+    @contextmanager
+    def _errors_of_ours(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise SpoolError(f"{self.path}: {error}") from error
 
     def _recover(self, error: sqlite3.Error, remedy: Callable[[], None]) -> None:
         """Do what may let another attempt succeed.
@@ -273,7 +232,7 @@ class SpoolFile:
             check_same_thread=False,  # `_lock` does
         )
         try:
-            self.spool_id = _prepare(connection)
+            self.spool_id = prepare(connection)
         except BaseException:
             connection.close()
             raise
@@ -281,12 +240,20 @@ class SpoolFile:
 
     def _replace(self, problem: str) -> None:
         self._connection.close()
-        try:
-            self._set_aside(problem)
-        except OSError as error:
-            raise SpoolError(f"{self.path} is damaged and cannot be set aside: {error}") from error
+        self._is_lost = True
+        self._set_aside(problem)
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Open whatever there is now. Until it succeeds, also with what is to be told of it, each use tries again."""
         self._connection = self._open_or_replace()
-        self._replaced()
+        self._is_lost = False
+        try:
+            self._replaced()
+        except BaseException:
+            self._connection.close()
+            self._is_lost = True
+            raise
 
     def _set_aside(self, problem: str) -> None:
         target = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
@@ -297,58 +264,6 @@ class SpoolFile:
             if side.exists():
                 side.rename(target.with_name(target.name + suffix))
         _forget_oldest(self.path)
-
-
-def _prepare(connection: sqlite3.Connection) -> str:
-    """Check or make the tables; returns the spool's id.
-
-    Raises:
-        sqlite3.DatabaseError: with SQLite's code for "not a database" when the file is damaged or not ours.
-    """
-    # Takes effect only before the first table is made.
-    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-    connection.execute("PRAGMA journal_mode = WAL").fetchall()
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-    connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_BYTES_MAX}")
-    connection.execute("PRAGMA temp_store = MEMORY")
-    is_new = not connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
-    if is_new:
-        _create(connection)
-    _check(connection)
-    # What this process has handed out for sending. It goes with the process, on purpose.
-    connection.execute("CREATE TEMP TABLE sent (position INTEGER PRIMARY KEY)")
-    rows = connection.execute("SELECT value FROM meta WHERE key = 'spool_id'").fetchall()
-    if not rows:
-        raise _damaged("it has no spool id")
-    return str(rows[0][0])
-
-
-def _create(connection: sqlite3.Connection) -> None:
-    # 8 hexadecimal digits tell the files of one device and boot apart; boots are told apart by their own id.
-    spool_id = uuid.uuid4().hex[:8]
-    connection.executescript(
-        f"BEGIN IMMEDIATE;PRAGMA application_id = {_APPLICATION_ID};PRAGMA user_version = {_SCHEMA_VERSION};{_SCHEMA}"
-    )
-    connection.execute("INSERT INTO meta VALUES ('spool_id', ?)", (spool_id,))
-    connection.execute("COMMIT")
-
-
-def _check(connection: sqlite3.Connection) -> None:
-    application, version = (
-        int(connection.execute(f"PRAGMA {name}").fetchall()[0][0]) for name in ("application_id", "user_version")
-    )
-    if (application, version) != (_APPLICATION_ID, _SCHEMA_VERSION):
-        raise _damaged(f"it is not a spool of version {_SCHEMA_VERSION} (application {application:#x}, {version})")
-    verdict = connection.execute("PRAGMA quick_check(1)").fetchall()
-    if verdict != [("ok",)]:
-        raise _damaged(str(verdict[:1]))
-
-
-def _damaged(problem: str) -> sqlite3.DatabaseError:
-    error = sqlite3.DatabaseError(problem)
-    error.sqlite_errorcode = sqlite3.SQLITE_NOTADB
-    return error
 
 
 def _forget_oldest(path: Path) -> None:

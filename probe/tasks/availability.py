@@ -7,28 +7,22 @@ too, so that a dead peer is not called a dead line. `flows.outages` has the rule
 
 from __future__ import annotations
 
-import asyncio
-import ipaddress
 from collections.abc import Sequence
 from typing import Annotated, Final, Literal
 
 import msgspec
 
-from probe.clock import NS_PER_S
-from probe.errors import MeasurementFailedError, NotRunError
-from probe.flows.dns.query import resolve_host
-from probe.flows.watching.outages import Rules, Segment, State, decided_until_s, segments_of
+from probe.errors import NotRunError
+from probe.flows.watching.outages import Rules, Segment, State
 from probe.flows.watching.voices import Opener, echo_opener, stamp_opener
-from probe.flows.watching.watch import QUICK_S, STALL_S, Learned, Watch
-from probe.links import Link
-from probe.messages import FailureKind, NotRunReason, Peer
+from probe.flows.watching.watch import QUICK_S, STALL_S, Learned
+from probe.flows.watching.window import Seen, WatchPlan, WatchWindow
+from probe.messages import NotRunReason
 from probe.tasks.base import WINDOW_S_MAX, Context, Load, Parameters, Sample, TaskType, Values
+from probe.tasks.fit import MisfitError, host_misfits, peer_misfits
 
 # A result has to fit into a report. A line that fails more often than that in one window has told what it is.
 OUTAGES_MAX: Final = 64
-RESOLVE_TIME_OUT_S: Final = 5.0
-# While a name has no address yet, it is asked for again after this.
-_RESOLVE_AGAIN_S: Final = 10.0
 # The last look, and the sockets' end, on a busy host.
 _MARGIN_S: Final = 2.0
 # The first window after a start, or a change of the period, lasts up to half a period longer.
@@ -53,8 +47,8 @@ class AvailabilityParameters(Parameters, frozen=True):
 
     def __post_init__(self) -> None:
         """Refuse a witness that could never be asked: nothing else would ever tell of it."""
-        if _version_of_literal(self.operator_host) not in {None, self.ip_version}:
-            raise ValueError(f"operator_host {self.operator_host} is not an IPv{self.ip_version} address")
+        for misfit in host_misfits("operator_host", self.operator_host, self.ip_version):
+            raise MisfitError(misfit)
 
     def rules(self) -> Rules:
         """When lost packets are an outage."""
@@ -121,190 +115,59 @@ async def measure(context: Context, parameters: AvailabilityParameters) -> Avail
     Raises:
         MeasurementFailedError: (resolve, name_not_found) at the window's end: the peer has never had an address, and
             every look-up of the window was told that there is no such name.
-        NotRunError: the host allows no ICMP echo (`tool_missing`); the window is longer than an hour and a half
-            (`bad_parameters`).
+        NotRunError: the host allows no ICMP echo, or the peer's STAMP key is missing (`tool_missing`); the window is
+            longer than an hour and a half (`bad_parameters`).
     """
     window_s = context.window_s
     if window_s is None or not 0 < window_s <= _WINDOW_S_LIMIT:
         raise NotRunError(NotRunReason.BAD_PARAMETERS, f"a window has to be at most {_WINDOW_S_LIMIT:g} s long")
-    return await _Window(context, parameters, window_s).run()
+    window = WatchWindow(
+        _plan(context, parameters),
+        window_s,
+        clock=context.clock,
+        start_boottime_ns=context.start_boottime_ns or context.clock.boottime_ns(),
+        learned=context.memory.setdefault(f"learned by IPv{parameters.ip_version}", Learned()),
+        usage=context.usage,
+    )
+
+    def so_far() -> AvailabilityValues | None:
+        seen = window.so_far()
+        return None if seen is None else _values_of_seen(seen)
+
+    context.interim.values = so_far
+    return _values_of_seen(await window.run())
 
 
-class _Window:
-    """One window: drives a `Watch` by the clock, and says what it saw."""
+def _plan(context: Context, parameters: AvailabilityParameters) -> WatchPlan:
+    link, peer = context.need_link(), context.need_peer()
+    stamp_key = context.stamp_key(peer) if parameters.method == "stamp" else None
 
-    def __init__(self, context: Context, parameters: AvailabilityParameters, window_s: float) -> None:
-        self._context = context
-        self._parameters = parameters
-        self._link: Link = context.need_link()
-        self._peer: Peer = context.need_peer()
-        self._learned: Learned = context.memory.setdefault(f"learned by IPv{parameters.ip_version}", Learned())
-        self._start_ns = context.start_boottime_ns or context.clock.boottime_ns()
-        self._end_s = self._now_s() + window_s
-        self._rules = parameters.rules()
-        self._watch = Watch(
-            self._link,
-            parameters.ip_version,
-            self._rules,
-            interval_s=parameters.interval_s,
-            time_out_s=parameters.time_out_s,
-            learned=self._learned,
-            usage=context.usage,
-        )
-        # What look-ups of the peer met: no such name; what makes it no name at all; anything else, success included.
-        self._no_such_name: MeasurementFailedError | None = None
-        self._no_name: NotRunError | None = None
-        self._may_exist = False
+    def opener(address: str) -> Opener:
+        if parameters.method == "icmp":
+            return echo_opener(link, address)
+        target, reading = (address, peer.stamp_port), context.clock.reading()
+        return stamp_opener(link, target, parameters.ip_version, reading, stamp_key)
 
-    async def run(self) -> AvailabilityValues:
-        """Watch until the window is over and its last seconds are decided."""
-        self._context.interim.values = self._so_far
-        resolving = asyncio.create_task(self._resolve_again())
-        try:
-            await self._resolve_new()
-            await self._go_on()
-        finally:
-            resolving.cancel()
-            self._watch.close()
-        self._raise_if_no_peer()
-        return self._leave(self._end_s)
+    return WatchPlan(
+        link,
+        parameters.ip_version,
+        peer.host,
+        parameters.operator_host,
+        opener,
+        parameters.rules(),
+        interval_s=parameters.interval_s,
+        time_out_s=parameters.time_out_s,
+    )
 
-    async def _go_on(self) -> None:
-        """Look at the line step by step, on the monotonic clock: a suspended host finds itself where it was."""
-        clock, step_s = self._context.clock, self._watch.step_s
-        due_s = clock.monotonic_s()
-        looked_s = self._now_s()
-        while True:
-            now_s = self._now_s()
-            if now_s - looked_s > step_s + STALL_S:
-                self._watch.stall()
-                # What nobody saw belongs to the window that slept through it: the next one begins only now.
-                self._end_s = max(self._end_s, now_s) if looked_s < self._end_s else self._end_s
-            looked_s = now_s
-            self._watch.look(now_s)
-            if now_s >= self._end_s and self._watch.is_decided(self._end_s, went_down=self._went_down()):
-                return
-            self._watch.ask(now_s)
-            due_s = max(due_s + step_s, clock.monotonic_s())
-            await asyncio.sleep(due_s - clock.monotonic_s())
 
-    def _now_s(self) -> float:
-        """Seconds after the result's start, suspended time included; no step of the wall clock matters."""
-        return (self._context.clock.boottime_ns() - self._start_ns) / NS_PER_S
-
-    # Names
-
-    def _hosts(self) -> tuple[str, ...]:
-        operator = self._parameters.operator_host
-        return (self._peer.host,) if operator is None else (self._peer.host, operator)
-
-    async def _resolve_new(self) -> None:
-        """Find the addresses that no window before has left, and set out with what there is."""
-        for host in self._unknown_hosts():
-            await self._resolve(host)
-        if self._no_name is not None:
-            raise self._no_name
-        self._aim()
-
-    async def _resolve_again(self) -> None:
-        """Once per window, and until there is an address: names move, and a line may be down when a window begins."""
-        for host in set(self._hosts()) - set(self._unknown_hosts()):
-            await self._resolve(host)
-        self._aim()
-        while self._unknown_hosts():
-            await asyncio.sleep(_RESOLVE_AGAIN_S)
-            for host in self._unknown_hosts():
-                await self._resolve(host)
-            self._aim()
-
-    def _unknown_hosts(self) -> list[str]:
-        return [host for host in self._hosts() if host not in self._learned.addresses]
-
-    async def _resolve(self, host: str) -> None:
-        """Learn an address, or note why not.
-
-        Not to find one is what a line that is down looks like. "No such name" may be that too: routers and portals
-        say so of every name while they have no uplink. So nothing that is met here ends the watching.
-        """
-        problem: MeasurementFailedError | NotRunError | None = None
-        try:
-            version = self._parameters.ip_version
-            self._learned.addresses[host] = await resolve_host(self._link, host, version, RESOLVE_TIME_OUT_S)
-        except (MeasurementFailedError, NotRunError) as error:
-            problem = error
-        if host == self._peer.host:
-            self._note(problem)
-
-    def _note(self, problem: MeasurementFailedError | NotRunError | None) -> None:
-        """What a look-up says of whether there is such a peer."""
-        if isinstance(problem, NotRunError) and problem.not_run.reason is not NotRunReason.LINK_DOWN:
-            self._no_name = problem
-        elif isinstance(problem, MeasurementFailedError) and problem.failure.kind is FailureKind.NAME_NOT_FOUND:
-            self._no_such_name = problem
-        else:
-            self._may_exist = True
-
-    def _no_peer(self) -> MeasurementFailedError | NotRunError | None:
-        """Why there is nobody to watch; absent when there may be. A peer that once had an address has it still."""
-        if self._peer.host in self._learned.addresses:
-            return None
-        return self._no_name or (None if self._may_exist else self._no_such_name)
-
-    def _raise_if_no_peer(self) -> None:
-        error = self._no_peer()
-        if error is not None:
-            raise error
-
-    def _aim(self) -> None:
-        peer, *operator = (self._learned.addresses.get(host) for host in self._hosts())
-        if peer is not None:
-            self._watch.set_peer(peer, self._opener(peer))
-        for address in operator:
-            if address is not None:
-                self._watch.set_operator(address)
-
-    def _opener(self, address: str) -> Opener:
-        if self._parameters.method == "icmp":
-            return echo_opener(self._link, address)
-        reading = self._context.clock.reading()
-        return stamp_opener(self._link, address, self._peer.stamp_port, self._parameters.ip_version, reading)
-
-    # What it saw
-
-    def _before(self) -> State | None:
-        """How the line was when the window before ended; absent unless that was just now."""
-        ended_s = self._learned.end_boottime_s
-        if ended_s is None or abs(ended_s - self._start_ns / NS_PER_S) > self._rules.gap_s_max:
-            return None
-        return self._learned.state
-
-    def _went_down(self) -> bool:
-        before = self._before()
-        return before is not None and before.is_down
-
-    def _so_far(self) -> AvailabilityValues | None:
-        """What is decided when somebody ends the window before its time; absent when nothing is."""
-        if self._no_peer() is not None:
-            return None
-        undecided_s = decided_until_s(self._watch.rounds, self._rules, went_down=self._went_down())
-        seen_s = self._now_s() if undecided_s is None else undecided_s
-        return self._leave(min(seen_s, self._end_s)) if self._watch.rounds and seen_s > 0 else None
-
-    def _leave(self, end_s: float) -> AvailabilityValues:
-        """The window's values; the next one is told how it ended."""
-        before = self._before()
-        segments = segments_of(self._watch.rounds, self._rules, end_s, before)
-        self._learned.end_boottime_s = self._start_ns / NS_PER_S + end_s
-        self._learned.state = segments[-1].state
-        answers = self._learned.answers
-        sent = [one for one in self._watch.rounds if one.at_s < end_s]
-        return values_of(
-            segments,
-            packets_sent=sum(one.local is not False and not one.void for one in sent),
-            packets_answered=sum(one.answered is True for one in sent),
-            gateway_can_tell=answers.get("gateway", False),
-            operator_can_tell=answers.get("operator", False),
-        )
+def _values_of_seen(seen: Seen) -> AvailabilityValues:
+    return values_of(
+        seen.segments,
+        packets_sent=seen.packets_sent,
+        packets_answered=seen.packets_answered,
+        gateway_can_tell=seen.gateway_can_tell,
+        operator_can_tell=seen.operator_can_tell,
+    )
 
 
 def values_of(
@@ -375,14 +238,6 @@ def _stretches_s(segments: Sequence[Segment]) -> list[float]:
     return stretches
 
 
-def _version_of_literal(host: str | None) -> int | None:
-    """Of an address, which IP version; absent for a name, and for nothing."""
-    try:
-        return None if host is None else ipaddress.ip_address(host).version
-    except ValueError:
-        return None
-
-
 def _targets(parameters: Parameters) -> tuple[str, ...]:
     assert isinstance(parameters, AvailabilityParameters)  # noqa: S101 - this task's own
     return () if parameters.operator_host is None else (parameters.operator_host,)
@@ -398,6 +253,7 @@ TASK = TaskType(
     load=Load.LIGHT,
     time_out_s=AvailabilityParameters.decision_s_max,
     targets=_targets,
+    misfits=lambda parameters, peer: peer_misfits(peer, parameters.ip_version),
     continuous=True,
     needs_link_up=False,
 )

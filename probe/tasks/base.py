@@ -7,7 +7,7 @@ baselines follow from the types given here.
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +20,7 @@ from probe.config import read_stamp_key
 from probe.errors import ConfigError, NotRunError
 from probe.links import Link
 from probe.messages import NotRunReason, Peer
+from probe.tasks.fit import Misfit
 
 # A window is one row, and a power cut in the middle of it takes what it saw.
 WINDOW_S_MAX = 3600.0
@@ -146,6 +147,11 @@ def _no_targets(_: Parameters) -> tuple[str, ...]:
     return ()
 
 
+def _fits_always(_: Parameters, __: Peer | None) -> tuple[Misfit, ...]:
+    """A task that can do with any parameters and any peer."""
+    return ()
+
+
 P = TypeVar("P", bound=Parameters)
 V = TypeVar("V", bound=Values)
 
@@ -168,6 +174,8 @@ class TaskType(Generic[P, V]):
         needs_peer: whether somebody must answer it.
         baseline_fields: the fields of `values` that baselines follow.
         targets: the hosts that parameters name: like a peer's, they must be within the device's own targets.
+        misfits: why parameters and a peer cannot work together, as far as that is known before anything is sent. Asked
+            by the fleet file's check, by the command lines and by the agent; nothing is measured that has one.
         continuous: whether it goes on all the time: each measurement is one window of a period's length, and the next
             begins where it ends. Its windows are at least twice `time_out_s` and at most `WINDOW_S_MAX`.
         needs_link_up: whether a link without a carrier is not measured (`link_down`); a task that measures just that
@@ -185,6 +193,7 @@ class TaskType(Generic[P, V]):
     needs_peer: bool = True
     baseline_fields: tuple[str, ...] = ()
     targets: Callable[[P], tuple[str, ...]] = _no_targets
+    misfits: Callable[[P, Peer | None], Iterable[Misfit]] = _fits_always
     continuous: bool = False
     needs_link_up: bool = True
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from typing import Annotated, Final, Literal
 
@@ -26,10 +26,18 @@ from probe.flows.http.channel import blame_link
 from probe.flows.load.loaded_delay import IDLE_PLAN, DelayWatch, LoadedDelays, StampFlow, idle_delay
 from probe.messages import FailureKind, NotRunReason, Operation, Peer, bulk_protocol
 from probe.tasks.base import Context, Load, Parameters, Sample, TaskType, Usage, Values
+from probe.tasks.fit import Misfit, MisfitError, peer_misfits
 
 RESOLVE_TIME_OUT_S: Final = 5.0
 # Thread start, the last sample, closing the sockets.
 _MARGIN_S: Final = 2.0
+
+
+def _size_misfit(field: str, wanted_mode: str, mode: str, example_bytes: int) -> Misfit:
+    """A mode without its size, or a size without its mode."""
+    if mode == wanted_mode:
+        return Misfit(field, f"mode `{mode}` needs it", "say how many bytes", example_bytes)
+    return Misfit(field, f"belongs to mode `{wanted_mode}`, and the mode is `{mode}`", "remove it, or set the mode")
 
 
 class CapacityParameters(Parameters, frozen=True):
@@ -53,9 +61,9 @@ class CapacityParameters(Parameters, frozen=True):
     def __post_init__(self) -> None:
         """Refuse a mode without its size, and a size without its mode."""
         if (self.mode == "capped") != (self.max_bytes is not None):
-            raise ValueError("`max_bytes` belongs to mode `capped`, and only to it")
+            raise MisfitError(_size_misfit("max_bytes", "capped", self.mode, 25_000_000))
         if (self.mode == "file") != (self.file_bytes is not None):
-            raise ValueError("`file_bytes` belongs to mode `file`, and only to it")
+            raise MisfitError(_size_misfit("file_bytes", "file", self.mode, 100_000_000))
 
 
 class CurveSample(Sample, frozen=True):
@@ -120,13 +128,14 @@ async def measure(context: Context, parameters: CapacityParameters) -> CapacityV
     if protocol is None:
         raise NotRunError(NotRunReason.TOOL_MISSING, f"this agent does not speak {peer.protocol[:32]!r}")
     version = parameters.ip_version
-    address = await resolve_host(link, peer.host, version, RESOLVE_TIME_OUT_S)
+    address = await resolve_host(link, peer.host, version, RESOLVE_TIME_OUT_S, context.usage)
+    resolving = replace(context.usage)  # the transfer says what it cost as a total: this comes on top
 
     def count(total_bytes: int) -> None:
         if parameters.direction == "download":
-            context.usage.received_bytes = total_bytes
+            context.usage.received_bytes = resolving.received_bytes + total_bytes
         else:
-            context.usage.sent_bytes = total_bytes
+            context.usage.sent_bytes = resolving.sent_bytes + total_bytes
 
     def open_socket() -> socket.socket:
         return link.socket(version, socket.SOCK_STREAM)
@@ -218,6 +227,11 @@ def _values(done: Transfer, offset_s: float) -> CapacityValues:
     )
 
 
+def _misfits(parameters: CapacityParameters, peer: Peer | None) -> Iterator[Misfit]:
+    """What its peer cannot be."""
+    yield from peer_misfits(peer, parameters.ip_version)
+
+
 def _time_out_s(parameters: CapacityParameters) -> float:
     before_s = RESOLVE_TIME_OUT_S + CONNECT_TIME_OUT_S + TLS_TIME_OUT_S + REQUEST_TIME_OUT_S
     beside_s = 2 * IDLE_PLAN.duration_s_max() if parameters.loaded_delay else 0.0
@@ -231,6 +245,7 @@ TASK = TaskType(
     parameters=CapacityParameters,
     values=CapacityValues,
     measure=measure,
+    misfits=_misfits,
     load=Load.HEAVY,
     time_out_s=_time_out_s,
     baseline_fields=("capacity_bps", "delay_min_s"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import secrets
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Final, Literal
 
@@ -32,7 +33,9 @@ from probe.flows.dns.query import question_for, reachable_resolvers
 from probe.flows.dns.session import PORT_OF, Session, Transport, Where, open_session
 from probe.flows.http.channel import blame_link
 from probe.links import Link
+from probe.messages import Peer
 from probe.tasks.base import Context, Load, Parameters, TaskType, Values
+from probe.tasks.fit import Misfit, MisfitError, no_peer_misfits, version_of_literal
 
 # Starting, and reading the answers.
 _MARGIN_S: Final = 1.0
@@ -41,8 +44,10 @@ _ADDRESSES_MAX: Final = 16
 _EXPECTED_MAX: Final = 16
 # The longest name, less a random label and its dot (RFC 1035 section 2.3.4).
 _RANDOM_BYTES: Final = 8
+_VERSION: Final = {"A": 4, "AAAA": 6}
 _NAME_CHARACTERS_MAX: Final = 253
 # The steps of one try, each with its own time-out: connect, TLS, answer; over UDP the answer, and once more over TCP.
+# Over HTTPS the answer is two: its head, and its body.
 _STEPS_MAX: Final[dict[Transport, int]] = {"udp": 2, "tcp": 2, "tls": 3, "https": 4}
 
 # Labels of letters, digits, hyphens and underscores (RFC 1035 section 2.3.1, RFC 2782), 253 characters in all.
@@ -87,7 +92,12 @@ class DnsParameters(Parameters, frozen=True):
         for address in self.expected_addresses:
             ipaddress.ip_address(address)
         if self.random_label and len(self.name) + 2 * _RANDOM_BYTES + 1 > _NAME_CHARACTERS_MAX:
-            raise ValueError("name leaves no room for a random label")
+            raise MisfitError(Misfit("name", "leaves no room for a random label", "shorten it"))
+        versions = {version_of_literal(address) for address in self.expected_addresses}
+        wanted = _VERSION[self.record_type]
+        if versions and wanted not in versions:
+            problem = f"has no IPv{wanted} address, and a record of type {self.record_type} brings no others"
+            raise MisfitError(Misfit("expected_addresses", problem, "correct them or the record_type"))
 
 
 class DnsValues(Values, frozen=True):
@@ -251,6 +261,11 @@ def _time_out_s(parameters: DnsParameters) -> float:
     return parameters.time_out_s * steps + _MARGIN_S
 
 
+def _misfits(_: DnsParameters, peer: Peer | None) -> Iterator[Misfit]:
+    """Who is asked is the link's resolver, or `resolver`."""
+    return no_peer_misfits(peer, "remove the peer; who is asked is the link's resolver, or `resolver`")
+
+
 def _targets(parameters: DnsParameters) -> tuple[str, ...]:
     """Whom a question reaches: the resolver, and with a random label the zone's own servers, past every cache.
 
@@ -264,6 +279,7 @@ def _targets(parameters: DnsParameters) -> tuple[str, ...]:
 TASK = TaskType(
     name="dns",
     targets=_targets,
+    misfits=_misfits,
     version=1,
     parameters=DnsParameters,
     values=DnsValues,

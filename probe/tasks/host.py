@@ -14,6 +14,7 @@ import msgspec
 from probe.clock import Clock
 from probe.messages import ClockState
 from probe.tasks.base import Context, Load, Parameters, TaskType, Values
+from probe.tasks.fit import no_peer_misfits
 
 # Reading a few files, on a host whose disk may be slow.
 MARGIN_S = 5.0
@@ -239,6 +240,7 @@ TASK = TaskType(
     parameters=HostParameters,
     values=HostValues,
     measure=measure,
+    misfits=lambda _, peer: no_peer_misfits(peer, "remove the peer: `host` looks at the probe itself"),
     load=Load.LIGHT,
     time_out_s=lambda parameters: parameters.window_s + MARGIN_S,
     needs_link=False,

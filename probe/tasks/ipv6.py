@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+from collections.abc import Iterator
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -19,6 +20,7 @@ from probe.errors import NotRunError
 from probe.flows.echo import icmp
 from probe.flows.echo.delays import summarise
 from probe.flows.echo.engine import EchoProtocol, Plan
+from probe.flows.echo.routes import neighbour_error
 from probe.flows.echo.series import Series
 from probe.flows.echo.stamp import PACKET_BYTES, StampProtocol
 from probe.flows.ipv6.addresses import InterfaceAddress, Origin, addresses_of
@@ -40,8 +42,9 @@ from probe.flows.ipv6.happy_eyeballs import Winner, winner_of
 from probe.flows.ipv6.path_mtu import PathMtu, find
 from probe.flows.ipv6.sized_echoes import SizedEchoes
 from probe.links import IpVersion, Link
-from probe.messages import NotRunReason, Peer
+from probe.messages import Peer
 from probe.tasks.base import Context, Load, Parameters, TaskType, Values
+from probe.tasks.fit import PEER_FIELD, Misfit, host_misfits, refuse
 
 AddressKind = Literal["global", "unique_local", "none"]
 
@@ -142,6 +145,7 @@ async def measure(context: Context, parameters: Ipv6Parameters) -> Ipv6Values:
         NotRunError: the link is down, or has no address of any family; ICMP echo is not allowed here.
     """
     link, peer = context.need_link(), context.need_peer()
+    refuse(_misfits(parameters, peer))
     usable = usable_versions(link)
     families = await _looked_up(context, parameters, link, peer)
     for version, family in families.items():
@@ -158,13 +162,21 @@ async def measure(context: Context, parameters: Ipv6Parameters) -> Ipv6Values:
 
 async def _looked_up(context: Context, parameters: Ipv6Parameters, link: Link, peer: Peer) -> dict[IpVersion, Family]:
     hosts = {version: _host(parameters, peer, version) for version in _VERSIONS}
-    if literal_version(hosts[6]) == 4:  # noqa: PLR2004 - an IP version
-        raise NotRunError(
-            NotRunReason.BAD_PARAMETERS,
-            f"{hosts[6]} is an IPv4 address, which says nothing of IPv6: give `host` a name with both, or `host_v6`",
-        )
     lookups = await asyncio.gather(*(look_up(link, hosts[version], version, context.usage) for version in _VERSIONS))
     return {version: Family(lookup) for version, lookup in zip(_VERSIONS, lookups, strict=True)}
+
+
+def _misfits(parameters: Ipv6Parameters, peer: Peer | None) -> Iterator[Misfit]:
+    """An IPv4 address says nothing of IPv6."""
+    for field, host in (("host", parameters.host), ("host_v6", parameters.host_v6)):
+        yield from host_misfits(field, host)
+    if peer is None:
+        return
+    host = _host(parameters, peer, 6)
+    if literal_version(host) == 4:  # noqa: PLR2004 - an IP version
+        field = "host_v6" if parameters.host_v6 is not None else "host" if parameters.host is not None else PEER_FIELD
+        problem = f"{host} is an IPv4 address, which says nothing of IPv6"
+        yield Misfit(field, problem, "give `host` a name with both addresses, or `host_v6` one with an IPv6 address")
 
 
 def _host(parameters: Ipv6Parameters, peer: Peer, version: IpVersion) -> str:
@@ -195,6 +207,9 @@ async def _exchange(
     )
     for version, connected in zip(ready, connections, strict=True):
         families[version].take(series[version], connected)
+        if families[version].state == "unreachable" and link.is_up():
+            source = link.source_address(version)
+            families[version].own_error = neighbour_error(link.interface, source, ready[version])
 
 
 def _open(
@@ -329,5 +344,6 @@ TASK = TaskType(
     load=Load.LIGHT,
     time_out_s=_time_out_s,
     targets=_targets,
+    misfits=_misfits,
     baseline_fields=("delay_median_v6_s", "delay_difference_s", "path_mtu_v6_bytes"),
 )

@@ -16,14 +16,16 @@ import msgspec
 from probe.clock import NS_PER_S
 from probe.errors import MeasurementFailedError, NotRunError
 from probe.flows.dns.query import resolve_host
+from probe.flows.echo.routes import raise_if_no_way
 from probe.flows.faults import failed
 from probe.flows.path.hops import Hop, Unreachable, hash_of, path_of, paths_agree
 from probe.flows.path.trace import Trace, prepare
 from probe.flows.path.trace_probes import EchoProbes, StampProbes, TraceProbes
 from probe.flows.path.traced import EndedBy, Traced, TracePlan, raise_if_failed
 from probe.links import Link
-from probe.messages import FailureKind, NotRunReason, Operation
+from probe.messages import FailureKind, NotRunReason, Operation, Peer
 from probe.tasks.base import Context, Load, Parameters, Sample, TaskType, Values
+from probe.tasks.fit import peer_misfits
 
 __all__ = ["TASK", "HopSample", "PathParameters", "PathValues", "measure", "paths_agree"]
 
@@ -41,10 +43,10 @@ _PROTOCOL: Final = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}
 class PathParameters(Parameters, frozen=True):
     """How to trace.
 
-    `udp` sends STAMP packets to the peer's port, `icmp` echo requests. `flow` chooses the source port (ICMP: the
-    identifier), so that another one of several equal paths can be looked at; the same flow is the same path as long as
-    the network does not change. `silent_hops_max` hops in a row without an answer end the trace. A probe not answered
-    within `time_out_s` is not answered.
+    `udp` sends STAMP packets to the peer's port (authenticated where the peer wants it), `icmp` echo requests. `flow`
+    chooses the source port (ICMP: the identifier), so that another one of several equal paths can be looked at; the
+    same flow is the same path as long as the network does not change. `silent_hops_max` hops in a row without an answer
+    end the trace. A probe not answered within `time_out_s` is not answered.
     """
 
     method: Literal["udp", "icmp"] = "udp"
@@ -120,13 +122,14 @@ async def measure(context: Context, parameters: PathParameters) -> PathValues:
     """Trace once. A path on which nobody answers is a measurement: `hops_answered` is 0.
 
     Raises:
-        MeasurementFailedError: the name has no address (resolve); no probe could be sent, or the link went away
-            (send).
-        NotRunError: the link is down; or ICMP echo is not allowed here (`tool_missing`).
+        MeasurementFailedError: the name has no address (resolve); no probe could be sent, no route leads to the peer,
+            or the link went away (send); nobody answered, as the next hop does not answer for its address (receive).
+        NotRunError: the link is down; ICMP echo is not allowed here, or the peer's STAMP key is missing
+            (`tool_missing`).
     """
     link, peer = context.need_link(), context.need_peer()
-    address = await resolve_host(link, peer.host, parameters.ip_version, RESOLVE_TIME_OUT_S)
-    probes = _probes(context, parameters)
+    probes = _probes(context, parameters, peer)
+    address = await resolve_host(link, peer.host, parameters.ip_version, RESOLVE_TIME_OUT_S, context.usage)
     # ICMP has no ports, and its sockets take no other port than 0.
     port = peer.stamp_port if parameters.method == "udp" else 0
     with _open(link, parameters, address) as sock:
@@ -138,13 +141,15 @@ async def measure(context: Context, parameters: PathParameters) -> PathValues:
         source_port = sock.getsockname()[1]
         traced = await Trace(sock, probes, address, parameters.plan(), context.usage).run()
     raise_if_failed(traced, link.is_up)
+    if not traced.hops:
+        raise_if_no_way(link, parameters.ip_version, address)
     return values_of(traced, source_port, port or None)
 
 
-def _probes(context: Context, parameters: PathParameters) -> TraceProbes:
+def _probes(context: Context, parameters: PathParameters, peer: Peer) -> TraceProbes:
     if parameters.method == "icmp":
         return EchoProbes(parameters.ip_version)
-    return StampProbes(context.clock.reading())
+    return StampProbes(context.clock.reading(), context.stamp_key(peer))
 
 
 def _open(link: Link, parameters: PathParameters, address: str) -> socket.socket:
@@ -222,6 +227,7 @@ TASK = TaskType(
     parameters=PathParameters,
     values=PathValues,
     measure=measure,
+    misfits=lambda parameters, peer: peer_misfits(peer, parameters.ip_version),
     load=Load.LIGHT,
     time_out_s=lambda parameters: RESOLVE_TIME_OUT_S + parameters.limit_s + _MARGIN_S,
     baseline_fields=("hop_count", "delay_min_s"),

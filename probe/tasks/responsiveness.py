@@ -7,46 +7,32 @@ other; here it is one direction per measurement, so that a result says which buf
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
 import msgspec
 
-from probe.errors import MeasurementFailedError, NotRunError
-from probe.flows.bulk.run import Transfer, Watch
+from probe.errors import MeasurementFailedError
+from probe.flows.bulk.run import Transfer
 from probe.flows.bulk.stream import CONNECT_TIME_OUT_S, REQUEST_TIME_OUT_S, Order
 from probe.flows.bulk.tls_contexts import TlsContexts
-from probe.flows.bulk.transfer import transfer
 from probe.flows.bulk.wire import TlsTerms
 from probe.flows.dns.query import resolve_host
 from probe.flows.echo.delays import DelaySummary
-from probe.flows.load.foreign_probe import Target, probe_once
-from probe.flows.load.loaded_delay import IDLE_PLAN, DelayWatch, LoadedDelays, StampFlow, idle_delay
-from probe.flows.load.responsiveness import SelfProbe, WorkingConditions
+from probe.flows.http.channel import blame_link
+from probe.flows.load.foreign_probe import Target
+from probe.flows.load.loaded_delay import IDLE_PLAN, StampFlow, idle_delay
+from probe.flows.load.loaded_direction import LoadedDirection
+from probe.flows.load.requests import Requests
 from probe.links import Link
-from probe.messages import FailureKind, NotRunReason, Operation, Peer
-from probe.tasks.base import Context, Load, Parameters, Sample, TaskType, Usage, Values
+from probe.messages import Peer
+from probe.tasks.base import Context, Load, Parameters, Sample, TaskType, Values
+from probe.tasks.fit import PEER_FIELD, Misfit, peer_misfits, refuse
 
 RESOLVE_TIME_OUT_S: Final = 5.0
-# A request that takes longer than this has met a dead line, not a deep buffer.
-_PROBE_TIME_OUT_S: Final = 5.0
-# Requests that wait for their answer at once: on a line of 2 s no more than this hang on.
-_PROBES_WAITING_MAX: Final = 40
-# On the slowest lines one request a second is left.
-_PROBE_GAP_S_MAX: Final = 1.0
-# So many failures and not one answer: the peer has no small object, or is no peer.
-_PROBES_FAILED_MAX: Final = 5
-# What a request costs until the first have shown it (TLS: a chain of certificates), what the headers of its packets
-# add, and the share of the line that all may take (the draft's PTC).
-_PROBE_BYTES: Final = 600
-_PROBE_BYTES_OVER_TLS: Final = 6000
-_PROBE_HEADER_BYTES: Final = 400
-_PROBE_SHARE_MAX: Final = 0.05
-_BITS: Final = 8
 # The stragglers of the delay series, closing the sockets.
 _MARGIN_S: Final = 4.0
 
@@ -116,18 +102,23 @@ async def measure(context: Context, parameters: ResponsivenessParameters) -> Res
 
     Raises:
         MeasurementFailedError: the load could not be made, or not one request was answered under it; says why.
-        NotRunError: the link is down, or the host stood still.
+        NotRunError: the link is down, or the host stood still; the peer has nothing to ask for (`bad_parameters`).
     """
     began_s = time.monotonic()
     link, peer = context.need_link(), context.need_peer()
-    if peer.protocol != "http":
-        raise NotRunError(NotRunReason.TOOL_MISSING, f"a peer of protocol {peer.protocol[:32]} has no small object")
-    address = await resolve_host(link, peer.host, parameters.ip_version, RESOLVE_TIME_OUT_S)
+    refuse(_misfits(parameters, peer))
+    address = await resolve_host(link, peer.host, parameters.ip_version, RESOLVE_TIME_OUT_S, context.usage)
     tls = TlsTerms(peer.host, context.peer_ca_file) if peer.tls else None
     line = _Line(context, parameters, link, peer, address, tls, context.stamp_key(peer))
     idle = await idle_delay(line.stamp_flow(), context.usage)
-    loaded = _Loaded(line, began_s)
-    return _values(await loaded.run(), loaded, idle)
+    requests = Requests(line.target(), line.open_stream, parameters.probes_per_s, context.usage)
+    loaded = LoadedDirection(
+        line.order(), line.open_stream, requests, line.stamp_flow(), parameters.interval_s, context.usage
+    )
+    try:
+        return _values(await loaded.run(), loaded, idle, began_s)
+    except MeasurementFailedError as error:
+        raise blame_link(link, error) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,134 +160,7 @@ class _Line:
         )
 
 
-class _Loaded:
-    """One loaded direction: the load in its thread, the requests and the judging on the event loop."""
-
-    def __init__(self, line: _Line, began_s: float) -> None:
-        self._line, self._began_s = line, began_s
-        self._target = line.target()
-        self._watch = Watch(on_round_trips=self._take_round_trips)
-        self._own: list[SelfProbe] = []  # filled by the load's thread; swapping a list is atomic
-        self._total_bytes = self._counted_bytes = 0
-        self._loop = asyncio.get_running_loop()
-        self._moving = asyncio.Event()
-        self._waiting: set[asyncio.Task[None]] = set()
-        self._first_problem: MeasurementFailedError | None = None
-        self.probes_failed = self._probes_answered = self._probe_bytes = 0
-        self.conditions = WorkingConditions(began_s, line.parameters.interval_s)
-        self.goodput: list[IntervalSample] = []
-        self.delays = LoadedDelays(0, 0, DelaySummary())
-
-    async def run(self) -> Transfer:
-        """Load the line until everything has settled or the load's own limits end it."""
-        line = self._line
-        load = asyncio.create_task(transfer(line.order(), line.open_stream, self._take_bytes, self._watch))
-        try:
-            async with DelayWatch(line.stamp_flow(), line.context.usage) as delays:
-                await self._follow(load)
-                self._watch.enough.set()
-                done = await load
-                self._count(done.transferred_bytes)
-                await delays.settle()
-                self.delays = delays.between(*self.conditions.window_s)
-        finally:
-            self._watch.enough.set()
-            for task in (load, *self._waiting):
-                task.cancel()
-            await asyncio.gather(load, *self._waiting, return_exceptions=True)
-        if self._first_problem is not None and not self._probes_answered:
-            raise self._first_problem
-        return done
-
-    async def _follow(self, load: asyncio.Task[Transfer]) -> None:
-        """Judge at the end of every interval, from the first byte on; make requests meanwhile."""
-        first_byte = asyncio.create_task(self._moving.wait())
-        await asyncio.wait((load, first_byte), return_when=asyncio.FIRST_COMPLETED)
-        first_byte.cancel()
-        interval_s = self._line.parameters.interval_s
-        self.conditions = WorkingConditions(time.monotonic(), interval_s)
-        requests = asyncio.create_task(self._request_on())
-        try:
-            while not load.done():
-                await asyncio.wait((load,), timeout=interval_s)
-                if load.done() or self._end_interval():
-                    return
-        finally:
-            requests.cancel()
-
-    def _end_interval(self) -> bool:
-        own, self._own = self._own, []
-        for probe in own:
-            self.conditions.add_own(probe)
-        self._count(self._total_bytes)
-        now_s = time.monotonic()
-        is_settled = self.conditions.end_interval(now_s, self._total_bytes)
-        goodput_bps = self.conditions.last_goodput_bps
-        self.goodput.append(IntervalSample(offset_s=now_s - self._began_s, goodput_bps=goodput_bps))
-        return is_settled or self._is_hopeless()
-
-    def _is_hopeless(self) -> bool:
-        """Whether no request will ever be answered: loading the line any longer would be for nothing."""
-        return self.probes_failed >= _PROBES_FAILED_MAX and not self._probes_answered
-
-    async def _request_on(self) -> None:
-        while True:
-            if len(self._waiting) < _PROBES_WAITING_MAX:
-                task = asyncio.create_task(self._request_once())
-                self._waiting.add(task)
-                task.add_done_callback(self._waiting.discard)
-            await asyncio.sleep(self._gap_s())
-
-    def _gap_s(self) -> float:
-        """Between two requests: as asked for, and no more than 5 % of what the line carries."""
-        affordable_bps = _PROBE_SHARE_MAX * self.conditions.last_goodput_bps
-        affordable_s = self._request_bytes() * _BITS / affordable_bps if affordable_bps else 0.0
-        return max(1 / self._line.parameters.probes_per_s, min(affordable_s, _PROBE_GAP_S_MAX))
-
-    def _request_bytes(self) -> float:
-        """What one has cost so far, in the mean."""
-        if self._probes_answered:
-            return self._probe_bytes / self._probes_answered + _PROBE_HEADER_BYTES
-        return (_PROBE_BYTES if self._target.tls is None else _PROBE_BYTES_OVER_TLS) + _PROBE_HEADER_BYTES
-
-    async def _request_once(self) -> None:
-        cost = Usage()
-        try:
-            probe = await probe_once(self._target, self._line.open_stream, _PROBE_TIME_OUT_S, cost)
-            self.conditions.add_foreign(probe)
-            self._probes_answered += 1
-            self._probe_bytes += cost.sent_bytes + cost.received_bytes
-        except MeasurementFailedError as error:
-            self.probes_failed += 1
-            self._first_problem = self._first_problem or error
-        except NotRunError as error:  # the link went away; the load says so too
-            self.probes_failed += 1
-            lost = MeasurementFailedError(Operation.CONNECT, FailureKind.LINK_LOST, str(error))
-            self._first_problem = self._first_problem or lost
-        finally:
-            self._line.context.usage.sent_bytes += cost.sent_bytes
-            self._line.context.usage.received_bytes += cost.received_bytes
-
-    def _take_round_trips(self, round_trips_s: Sequence[float]) -> None:
-        now_s = time.monotonic()
-        self._own.extend(SelfProbe(now_s, round_trip_s) for round_trip_s in round_trips_s)
-
-    def _take_bytes(self, total_bytes: int) -> None:
-        if not self._total_bytes:
-            self._loop.call_soon_threadsafe(self._moving.set)
-        self._total_bytes = total_bytes
-
-    def _count(self, total_bytes: int) -> None:
-        """Say what the load has cost; on the loop, where the packets beside it are counted too."""
-        usage, more_bytes = self._line.context.usage, total_bytes - self._counted_bytes
-        self._counted_bytes = total_bytes
-        if self._line.parameters.direction == "download":
-            usage.received_bytes += more_bytes
-        else:
-            usage.sent_bytes += more_bytes
-
-
-def _values(done: Transfer, loaded: _Loaded, idle: DelaySummary) -> ResponsivenessValues:
+def _values(done: Transfer, loaded: LoadedDirection, idle: DelaySummary, began_s: float) -> ResponsivenessValues:
     verdict, delays = loaded.conditions.verdict(), loaded.delays
     found = verdict.responsiveness
     return ResponsivenessValues(
@@ -305,7 +169,7 @@ def _values(done: Transfer, loaded: _Loaded, idle: DelaySummary) -> Responsivene
         confidence=str(verdict.confidence),
         intervals=loaded.conditions.intervals,
         probes=found.probes,
-        probes_failed=loaded.probes_failed,
+        probes_failed=loaded.requests.failed,
         transferred_bytes=done.transferred_bytes,
         transfer_s=done.transfer_s,
         streams=done.streams,
@@ -323,8 +187,16 @@ def _values(done: Transfer, loaded: _Loaded, idle: DelaySummary) -> Responsivene
         delay_loaded_max_s=delays.delay.max_s,
         loaded_packets_sent=delays.sent,
         loaded_packets_received=delays.received,
-        goodput=tuple(loaded.goodput),
+        goodput=tuple(IntervalSample(offset_s=end_s - began_s, goodput_bps=bps) for end_s, bps in loaded.goodput_bps),
     )
+
+
+def _misfits(parameters: ResponsivenessParameters, peer: Peer | None) -> Iterator[Misfit]:
+    """The draft's small object, and a load that goes on until told, are there over plain HTTP alone."""
+    if peer is not None and peer.protocol != "http":
+        problem = f"a peer of protocol {peer.protocol[:32]} has no small object to ask for under load"
+        yield Misfit(PEER_FIELD, problem, "name a peer of protocol http; for ndt7 and librespeed there is `capacity`")
+    yield from peer_misfits(peer, parameters.ip_version)
 
 
 def _time_out_s(parameters: ResponsivenessParameters) -> float:
@@ -338,6 +210,7 @@ TASK = TaskType(
     parameters=ResponsivenessParameters,
     values=ResponsivenessValues,
     measure=measure,
+    misfits=_misfits,
     load=Load.HEAVY,
     time_out_s=_time_out_s,
     baseline_fields=("rpm", "delay_loaded_median_s", "delay_loaded_p95_s"),

@@ -15,7 +15,7 @@ import msgspec
 from probe.flows.dns.query import resolve_host
 from probe.flows.echo import delays, icmp
 from probe.flows.echo.engine import Echo, EchoProtocol, prepare
-from probe.flows.echo.route_check import route_error_v4
+from probe.flows.echo.routes import raise_if_no_way
 from probe.flows.echo.series import Plan, Series, raise_if_failed
 from probe.flows.echo.stamp import PACKET_BYTES, StampProtocol
 from probe.flows.echo.tcp_connect import WAITING_MAX, Connect
@@ -23,6 +23,7 @@ from probe.flows.faults import failed
 from probe.links import Link
 from probe.messages import Operation, Peer
 from probe.tasks.base import Context, Load, Parameters, TaskType, Values
+from probe.tasks.fit import Misfit, MisfitError, peer_misfits
 
 # Two tries at a resolver. A name is resolved once per series, before the first packet.
 RESOLVE_TIME_OUT_S = 5.0
@@ -55,16 +56,13 @@ class RoundTripParameters(Parameters, frozen=True):
         """Bound the series' length, and the connections that a dead peer would leave waiting."""
         longest_s = self.plan().duration_s_max()
         if longest_s > SERIES_S_MAX:
-            raise ValueError(
-                f"a series may last {SERIES_S_MAX:g} s at most, and this one could last {longest_s:g} s: "
-                "lower packets or interval_s"
-            )
+            problem = f"a series may last {SERIES_S_MAX:g} s at most, and this one could last {longest_s:g} s"
+            raise MisfitError(Misfit("packets", problem, "lower packets or interval_s"))
         waiting = min(self.packets, self.time_out_s / self.interval_s)
         if self.method == "tcp" and waiting > WAITING_MAX:
-            raise ValueError(
-                f"by tcp at most {WAITING_MAX} connections may wait at once: "
-                f"lower time_out_s, or raise interval_s to {self.time_out_s / WAITING_MAX:g}"
-            )
+            problem = f"by tcp at most {WAITING_MAX} connections may wait at once"
+            interval_s = self.time_out_s / WAITING_MAX
+            raise MisfitError(Misfit("interval_s", problem, "lower time_out_s, or raise interval_s", interval_s))
 
     def plan(self) -> Plan:
         """The series."""
@@ -141,12 +139,13 @@ async def measure(context: Context, parameters: RoundTripParameters) -> RoundTri
     Raises:
         MeasurementFailedError: the name has no address; the kernel took none of the packets (send), or no route leads
             to the peer and nothing came back (send); nothing came back but an error, such as a refusal because nobody
-            listens at the peer's port (receive; by `tcp`, connect); the link went away meanwhile (`link_lost`).
+            listens at the peer's port, or the next hop does not answer for its address (receive; by `tcp`, connect);
+            the link went away meanwhile (`link_lost`).
         NotRunError: the link is down, ICMP echo is not allowed here, or the peer's STAMP key is missing.
     """
     link, peer = context.need_link(), context.need_peer()
     key = context.stamp_key(peer) if parameters.method == "stamp" else None
-    host = await resolve_host(link, peer.host, parameters.ip_version, RESOLVE_TIME_OUT_S)
+    host = await resolve_host(link, peer.host, parameters.ip_version, RESOLVE_TIME_OUT_S, context.usage)
     target = _Target(link, host, peer, key)
     if parameters.method == "tcp":
         return await _by_tcp(parameters, target)
@@ -158,8 +157,8 @@ async def _by_tcp(parameters: RoundTripParameters, target: _Target) -> RoundTrip
         return target.link.socket(parameters.ip_version, socket.SOCK_STREAM)
 
     series = await Connect(open_socket, (target.host, target.peer.http_port), parameters.plan()).run()
+    _raise_if_no_way(series, parameters, target, Operation.CONNECT)
     raise_if_failed(series, target.link.is_up, Operation.CONNECT, Operation.CONNECT)
-    _raise_if_no_route(series, parameters, target)
     values = values_of(series)
     return msgspec.structs.replace(
         values,
@@ -179,8 +178,8 @@ async def _by_echo(context: Context, parameters: RoundTripParameters, target: _T
         except OSError as error:
             raise failed(Operation.SEND, error) from error
         series = await Echo(sock, protocol, parameters.plan(), context.usage).run()
+    _raise_if_no_way(series, parameters, target, Operation.RECEIVE)
     raise_if_failed(series, target.link.is_up)
-    _raise_if_no_route(series, parameters, target)
     values = values_of(series)
     if not isinstance(protocol, StampProtocol) or target.key is None:
         return values
@@ -194,13 +193,10 @@ def _open(context: Context, parameters: RoundTripParameters, target: _Target) ->
     return sock, StampProtocol(context.clock.reading(), parameters.payload_bytes, target.key)
 
 
-def _raise_if_no_route(series: Series, parameters: RoundTripParameters, target: _Target) -> None:
-    """A bound IPv4 socket sends without a route too, on the off chance: it can work on a line without neighbours."""
-    if series.arrivals or parameters.ip_version != 4:  # noqa: PLR2004 - an IP version
-        return
-    error = route_error_v4(target.link.interface, target.link.source_address(4), target.host)
-    if error is not None:
-        raise failed(Operation.SEND, error) from error
+def _raise_if_no_way(series: Series, parameters: RoundTripParameters, target: _Target, answering: Operation) -> None:
+    """Before what the sockets met of it, which depends on how long the kernel took to tell them."""
+    if not series.arrivals and not series.lost_link() and target.link.is_up():
+        raise_if_no_way(target.link, parameters.ip_version, target.host, answering)
 
 
 def values_of(series: Series) -> RoundTripValues:
@@ -240,6 +236,7 @@ TASK = TaskType(
     parameters=RoundTripParameters,
     values=RoundTripValues,
     measure=measure,
+    misfits=lambda parameters, peer: peer_misfits(peer, parameters.ip_version),
     load=Load.LIGHT,
     time_out_s=lambda parameters: RESOLVE_TIME_OUT_S + parameters.plan().duration_s_max() + MARGIN_S,
     baseline_fields=("delay_min_s", "delay_median_s", "delay_p95_s", "pdv_s"),

@@ -7,17 +7,19 @@ several peers, whose names become the tag that tells the series apart.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Final, Literal
 
 import msgspec
 
-from probe.errors import MeasurementFailedError, NotRunError
+from probe.errors import MeasurementFailedError
 from probe.flows.http.channel import blame_link
 from probe.flows.http.exchange import HttpResponse
 from probe.flows.web.page import REDIRECTS_MAX, URL_CHARACTERS_MAX, Address, Page, PageOrder, fetch
-from probe.messages import FailureKind, NotRunReason, Operation, Peer
+from probe.messages import FailureKind, Operation, Peer
 from probe.tasks.base import Context, Load, Parameters, TaskType, Values
 from probe.tasks.dns import FullName, HttpPath
+from probe.tasks.fit import PEER_FIELD, Misfit, MisfitError, host_misfits, peer_misfits, refuse
 
 # Resolve, connect, handshake, head and body of each fetch.
 _STEPS: Final = 5
@@ -51,9 +53,12 @@ class WebParameters(Parameters, frozen=True):
     allow_private: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what is no address of a page."""
+        """Refuse what is no address of a page, and what says two things."""
         if self.url is not None:
             Address.parse(self.url)
+            if self.path != "/":
+                problem = "is of a page of the peer, and `url` has its own"
+                raise MisfitError(Misfit("path", problem, "remove one of them"))
 
 
 class WebValues(Values, frozen=True):
@@ -102,6 +107,7 @@ async def measure(context: Context, parameters: WebParameters) -> WebValues:
         NotRunError: the link is down; neither page nor peer is given, or both; this device cannot judge certificates.
     """
     link = context.need_link()
+    refuse(_misfits(parameters, context.peer))
     order = _order(parameters, _address(parameters, context.peer))
     try:
         page = await fetch(link, order, context.clock, context.usage)
@@ -112,9 +118,21 @@ async def measure(context: Context, parameters: WebParameters) -> WebValues:
     return _values(page)
 
 
+def _misfits(parameters: WebParameters, peer: Peer | None) -> Iterator[Misfit]:
+    """A page is named once, and its host can be reached by the IP version that is asked for."""
+    if parameters.url is None and peer is None:
+        yield Misfit("url", "no page is named: neither a url nor a peer", "give one of them", "https://example.vn/")
+    elif parameters.url is not None and peer is not None:
+        problem = "the page is named twice: by `url`, and as one of the peer's"
+        yield Misfit(PEER_FIELD, problem, "remove the peer or the url")
+    elif parameters.url is not None:
+        yield from host_misfits("url", Address.parse(parameters.url).host, parameters.ip_version)
+    yield from peer_misfits(peer, parameters.ip_version)
+    for host in parameters.redirect_hosts:
+        yield from host_misfits("redirect_hosts", host, parameters.ip_version)
+
+
 def _address(parameters: WebParameters, peer: Peer | None) -> Address:
-    if (parameters.url is None) == (peer is None):
-        raise NotRunError(NotRunReason.BAD_PARAMETERS, "name the page by url, or by a peer and its path: one of them")
     if peer is not None:
         return Address("https" if peer.tls else "http", peer.host.lower().rstrip("."), peer.http_port, parameters.path)
     return Address.parse(parameters.url or "")
@@ -191,6 +209,7 @@ def _targets(parameters: WebParameters) -> tuple[str, ...]:
 TASK = TaskType(
     name="web",
     targets=_targets,
+    misfits=_misfits,
     # 1: one page by HTTP/1.1 or 2 over TCP, nothing kept from the one before.
     version=1,
     parameters=WebParameters,

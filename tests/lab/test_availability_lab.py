@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from fleet_controller.lab.namespaces import command_in, entered, namespace, run_ip
-from probe.flows.watching.routes import next_hop
+from probe.flows.echo.routes import next_hop
 
 # Runs in the namespace `near`: says when its window started, watches for one window, prints what it saw.
 INSIDE = """

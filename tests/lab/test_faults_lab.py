@@ -6,147 +6,32 @@ when it must be there. The servers are real ones at the other end of a line of 4
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
-import faulty_servers
+import fault_rows
 import pytest
-from certificates import make_certificates
+from fault_site import (
+    ABSENT,
+    DROPPED,
+    GATEWAY_GONE,
+    HTTPS_PORT,
+    PEER_NAME,
+    PROHIBITED,
+    UNREACHABLE,
+    Fault,
+    Row,
+    Site,
+    cut,
+    peer,
+    removed,
+    switched_off,
+)
 from faulty_servers import Tcp, Udp
-from lab_probe import LabProbe, lab_probe
-from lab_site import FAR, NEAR, far_peer, started
+from lab_site import FAR
 
-from fleet_controller.lab.emulator import End
-from fleet_controller.lab.kernel_shaper import KernelLink
-from fleet_controller.lab.namespaces import entered, namespace, run_ip
-from fleet_controller.lab.profile import LinkProfile
-from fleet_controller.lab.services import Dnsmasq
 from probe.messages import Result
-
-RATE_BPS = 40_000_000
-# On the line, and nobody has them; behind the far end, which throws away, or refuses in one of two ways.
-ABSENT, DROPPED, UNREACHABLE, PROHIBITED = "198.18.0.77", "198.18.10.1", "198.18.11.1", "198.18.12.1"
-PEER_NAME = "peer.test"
-STAMP_PORT, HTTP_PORT, HTTPS_PORT, DNS_PORT = 8862, 8080, 8443, 53
-# A fault "in mid-transfer" strikes once so much has passed.
-UNDER_WAY_BYTES = 1_000_000
-
-Fault = Callable[["Site"], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table.
-
-    `expected` is (operation, kind) of a failure, or what the values must have. `strike` is done to the line once the
-    measurement is under way (`after_s`, or bytes on the line); everything else goes wrong from the start.
-    """
-
-    name: str
-    task: str
-    expected: tuple[str, str] | dict[str, Any]
-    deadline_s: float
-    parameters: dict[str, Any] = field(default_factory=dict)
-    peer: dict[str, Any] | None = None
-    resolver: str | None = None
-    strike: Fault | None = None
-    after_s: float | None = None
-
-
-class Site:
-    """The line, the servers behind it, and a probe before it."""
-
-    def __init__(self, stack: ExitStack, folder: Path) -> None:
-        self.near = stack.enter_context(namespace("near"))
-        self.far = stack.enter_context(namespace("far"))
-        ends = End(self.near, "wan0", f"{NEAR}/24"), End(self.far, "line0", f"{FAR}/24")
-        self._line = KernelLink(LinkProfile(RATE_BPS, RATE_BPS, 0.0), *ends)
-        self._draw_line()
-        made = make_certificates(folder)
-        self.ca_file = str(made.ca)
-        stack.enter_context(far_peer(self.far, HTTP_PORT, STAMP_PORT))
-        stack.enter_context(
-            far_peer(self.far, HTTPS_PORT, STAMP_PORT + 1, str(made.good.certificate), str(made.good.key))
-        )
-        stack.enter_context(started(self.far, [sys.executable, faulty_servers.__file__, FAR, str(folder)]))
-        with entered(self.far):
-            resolver = Dnsmasq(folder / "dns", names={PEER_NAME: FAR}, hosts=(FAR,), port=DNS_PORT, domains=("test",))
-            stack.enter_context(resolver)
-        self.probe = stack.enter_context(lab_probe(self.near, ca_file=self.ca_file))
-
-    def _draw_line(self) -> None:
-        self._line.start()
-        with entered(self.far):
-            Path("/proc/sys/net/ipv4/ip_forward").write_text("1", encoding="ascii")
-            # A host sends few refusals a second; a test that follows another one would miss its own.
-            Path("/proc/sys/net/ipv4/icmp_ratelimit").write_text("0", encoding="ascii")
-        for kind, address in (("blackhole", DROPPED), ("unreachable", UNREACHABLE), ("prohibit", PROHIBITED)):
-            run_ip("-n", self.far, "route", "replace", kind, f"{address}/32")
-        self._finish_line()
-
-    def _finish_line(self) -> None:
-        with entered(self.near):
-            # Three questions for a neighbour in 0.3 s instead of 3: the same answer, sooner.
-            Path("/proc/sys/net/ipv4/neigh/wan0/retrans_time_ms").write_text("100", encoding="ascii")
-        run_ip("-n", self.near, "route", "replace", "default", "via", FAR, "dev", "wan0")
-
-    def repair(self) -> None:
-        """Whatever was done to the line."""
-        if "wan0" not in run_ip("-n", self.near, "link", "show"):
-            self._draw_line()
-        run_ip("-n", self.near, "link", "set", "wan0", "up")
-        run_ip("-n", self.far, "link", "set", "line0", "up")
-        self._finish_line()
-
-    def measure(self, row: Row, *, strikes: bool) -> Result:
-        """Measure, and strike in the middle."""
-        order: dict[str, Any] = {
-            "peer": row.peer,
-            "link": {"interface": "wan0", "resolvers": [row.resolver or f"{FAR}:{DNS_PORT}"]},
-            "ca_file": self.ca_file,
-        }
-        before_bytes = self.probe.moved_bytes()
-        self.probe.start(row.task, row.parameters, **order)
-        if row.strike is not None and strikes:
-            _wait_until_under_way(self.probe, before_bytes, row.after_s)
-            row.strike(self)
-        return self.probe.finish()
-
-
-def _wait_until_under_way(probe: LabProbe, before_bytes: int, after_s: float | None) -> None:
-    if after_s is not None:
-        time.sleep(after_s)
-        return
-    deadline_s = time.monotonic() + 10.0
-    while probe.moved_bytes() < before_bytes + UNDER_WAY_BYTES:
-        assert time.monotonic() < deadline_s, "nothing moved"
-        time.sleep(0.01)
-
-
-def removed(site: Site) -> None:
-    """The modem falls off the bus."""
-    run_ip("-n", site.near, "link", "del", "wan0")
-
-
-def switched_off(site: Site) -> None:
-    """The interface goes down and stays down."""
-    run_ip("-n", site.near, "link", "set", "wan0", "down")
-
-
-def cut(site: Site) -> None:
-    """The far end's interface goes down: the near one loses its carrier."""
-    run_ip("-n", site.far, "link", "set", "line0", "down")
-
-
-def peer(**changed: Any) -> dict[str, Any]:
-    """Our peer, but for what is changed of it."""
-    return {"host": FAR, "http_port": HTTP_PORT, "stamp_port": STAMP_PORT} | changed
-
 
 SHORT: Final = {"max_duration_s": 1.0}
 LONG: Final = {"max_duration_s": 10.0, "mode": "full"}
@@ -156,6 +41,7 @@ TRAIN: Final = {"packets": 4, "interval_s": 0.02, "time_out_s": 0.5}
 LONG_TRAIN: Final = {"packets": 20, "interval_s": 0.05, "time_out_s": 0.5}
 ICMP: Final = {"method": "icmp"}
 QUESTION: Final = {"name": PEER_NAME, "time_out_s": 0.4}
+OVER_TLS: Final = QUESTION | {"transport": "tls", "server_name": PEER_NAME}
 PAGE: Final = {"time_out_s": 0.8, "path": "/small", "allow_private": True}
 TLS_PEER = peer(host=PEER_NAME, http_port=HTTPS_PORT, tls=True)
 
@@ -210,6 +96,8 @@ CLEAN: Final = {
     "dns": Row("clean", "dns", {"answers": 1, "rcode": "NOERROR"}, 2.0, QUESTION),
     "web": Row("clean", "web", {"status": 200}, 3.0, PAGE, peer()),
     "web-tls": Row("clean", "web", {"status": 200}, 3.0, PAGE | {"path": "/"}, tls_at(Tcp.TLS_GOOD)),
+    "dns-tls": Row("clean", "dns", {"rcode": "NOERROR"}, 3.0, OVER_TLS | {"resolver": f"{FAR}:{Tcp.TLS_DNS:d}"}),
+    **fault_rows.CLEAN,
 }
 
 
@@ -251,6 +139,13 @@ FAULTS: Final = {
     "round_trip-stamp: packets are thrown away": Row(
         "dropped", "round_trip", NONE_BACK, 2.0, TRAIN, peer(host=DROPPED)
     ),
+    **{
+        f"round_trip-{method}: the gateway is gone": Row(
+            "gateway", "round_trip", ("receive", "host_unreachable"), 2.0, TRAIN | {"method": method},
+            peer(host=GATEWAY_GONE),
+        )
+        for method in ("stamp", "icmp")
+    },
     "round_trip-stamp: a router knows no way": Row(
         "unreachable", "round_trip", ("receive", "host_unreachable"), 2.0, TRAIN, peer(host=UNREACHABLE)
     ),
@@ -288,9 +183,21 @@ FAULTS: Final = {
             ("the resolver refuses", Udp.DNS_REFUSED, ("resolve", "query_refused")),
         )
     },
-    "dns: the resolver's packets are thrown away": Row(
-        "dropped", "dns", ("resolve", "timed_out"), 2.5, QUESTION, resolver=f"{DROPPED}:53"
-    ),
+    **{
+        f"dns: {what}": Row(what, "dns", ("resolve", "timed_out"), 2.5, QUESTION, resolver=f"{address}:53")
+        for what, address in (("packets are thrown away", DROPPED), ("the gateway is gone", GATEWAY_GONE))
+    },
+    **{
+        f"dns-tls: {what}": Row(what, "dns", expected, 2.5, OVER_TLS | {"resolver": f"{address}:{port:d}"})
+        for what, address, port, expected in (
+            ("nobody listens", FAR, Tcp.NOBODY, ("connect", "refused")),
+            ("packets are thrown away", DROPPED, Tcp.TLS_DNS, ("connect", "timed_out")),
+            ("accepts and says nothing", FAR, Tcp.TLS_SILENT, ("tls", "timed_out")),
+            ("no TLS at all", FAR, Tcp.TLS_PLAIN, ("tls", "handshake_failed")),
+            ("the certificate is out of date", FAR, Tcp.TLS_EXPIRED, ("tls", "certificate_invalid")),
+            ("says nothing after the handshake", FAR, Tcp.TLS_STALLS, ("resolve", "timed_out")),
+        )
+    },
     **{
         f"dns: the interface is removed, {tries} tries": Row(
             "removed", "dns", ("resolve", "link_lost"), 4.0, QUESTION | {"tries": tries},
@@ -323,6 +230,7 @@ FAULTS: Final = {
         "removed", "web", ("transfer", "link_lost"), 4.0, PAGE, peer(http_port=int(Tcp.STALLS)), strike=removed,
         after_s=0.5,
     ),
+    **fault_rows.FAULTS,
 }  # fmt: skip
 
 
@@ -355,6 +263,12 @@ def check(result: Result, row: Row) -> None:
 def test_the_clean_path(clean_paths: dict[str, Result], name: str) -> None:
     """Without a fault each task gives its values."""
     check(clean_paths[name], CLEAN[name])
+
+
+def test_what_a_name_costs_is_counted(clean_paths: dict[str, Result]) -> None:
+    """A download from an address sends nothing that counts; from a name, the questions for it."""
+    assert clean_paths["capacity-download"].bytes_sent == 0
+    assert 0 < clean_paths["capacity-tls"].bytes_sent < 1000
 
 
 @pytest.mark.parametrize("name", FAULTS)

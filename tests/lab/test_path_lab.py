@@ -21,7 +21,7 @@ from fleet_controller.lab.namespaces import command_in, entered, namespace
 from probe.config import LinkConfig
 from probe.errors import MeasurementFailedError
 from probe.flows.error_queue import ask_for_errors, next_error
-from probe.messages import FailureKind, Peer
+from probe.messages import FailureKind, Operation, Peer
 from probe.tasks.path import TASK, PathParameters, PathValues, paths_agree
 
 PORT = 862
@@ -112,7 +112,8 @@ async def test_every_router_is_seen_in_its_place(answering: Site, method: str, v
     assert values.path.split() == [host_of(version, cable) for cable in (1, 2, 3, 4)]
     assert (values.reached, values.ended_by, values.hop_count) == (True, "destination", 4)
     assert [(hop.ttl, hop.sent, hop.answers) for hop in values.hops] == [(ttl, 3, 3) for ttl in (1, 2, 3, 4)]
-    assert all(hop.delay_min_s is not None and 0 < hop.delay_min_s < 0.1 for hop in values.hops)
+    # The reflector estimates when its answer leaves; where the whole way takes 0.04 ms, that can be all of it.
+    assert all(hop.delay_min_s is not None and 0 <= hop.delay_min_s < 0.1 for hop in values.hops)
     assert len({hop.offset_s for hop in values.hops}) == 4
 
 
@@ -190,14 +191,34 @@ async def test_a_link_that_goes_away_is_lost() -> None:
     assert caught.value.failure.kind == FailureKind.LINK_LOST
 
 
-async def test_a_gateway_that_is_gone_is_values(straight: Site) -> None:
-    """Nobody answers on the wire: nothing was seen of any path, and nothing is invented."""
-    straight.ip("probe", "route add 10.98.0.0/24 via 10.77.1.77")
+@pytest.mark.parametrize("version", [4, 6])
+async def test_a_gateway_that_is_gone_is_a_failure(straight: Site, version: int) -> None:
+    """No probe has left, so no path was measured; as `round_trip` says it, however short the trace is."""
+    net, gateway = [("10.98.0.0/24", "10.77.1.77"), ("2001:db8:98::/64", "2001:db8:77:1::77")][version == 6]
+    host = ["10.98.0.1", "2001:db8:98::1"][version == 6]
+    straight.ip("probe", f"-{version} route add {net} via {gateway}")
     try:
-        values = await traced(straight, "10.98.0.1", time_out_s=0.3, silent_hops_max=2)
+        with pytest.raises(MeasurementFailedError) as caught:
+            await traced(straight, host, ip_version=version, time_out_s=0.3, silent_hops_max=2, probes_per_hop=1)
     finally:
-        straight.ip("probe", "route del 10.98.0.0/24")
-    assert (values.path, values.hops, values.ended_by) == ("", (), "silence")
+        straight.ip("probe", f"-{version} route del {net}")
+    assert (caught.value.failure.operation, caught.value.failure.kind) == (
+        Operation.RECEIVE,
+        FailureKind.HOST_UNREACHABLE,
+    )
+
+
+async def test_no_route_by_ipv4_is_a_failure() -> None:
+    """A bound socket sends on the off chance that the destination is a neighbour; nobody answers."""
+    with site() as made:
+        chain(made, "probe", "r1", "peer")
+        made.ip("probe", "route del default")
+        with pytest.raises(MeasurementFailedError) as caught:
+            await traced(made, "10.98.0.1", time_out_s=0.3, silent_hops_max=2)
+    assert (caught.value.failure.operation, caught.value.failure.kind) == (
+        Operation.SEND,
+        FailureKind.NETWORK_UNREACHABLE,
+    )
 
 
 def naive_hops(made: Site, host: str, ttl: int) -> set[str]:

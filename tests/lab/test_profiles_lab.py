@@ -21,6 +21,7 @@ import pytest
 from fleet_controller.errors import ConfigError, ServiceError
 from fleet_controller.lab import namespaces
 from fleet_controller.lab.compare import compare
+from fleet_controller.lab.comparison import Comparison
 from fleet_controller.lab.emulator import EmulatedLink
 from fleet_controller.lab.namespaces import entered
 from fleet_controller.lab.nginx import Nginx
@@ -35,6 +36,7 @@ def capacity(site: Site, **parameters: Any) -> float:
     """The error of one measured rate, as a share of the configured one."""
     run = site.measure("capacity", {"mode": "capped", "max_bytes": 10_000_000} | parameters)
     (comparison,) = compare(site, run)
+    assert isinstance(comparison, Comparison)
     assert comparison.error_ratio is not None
     return comparison.error_ratio
 
@@ -83,6 +85,7 @@ def test_nginx_serves_and_swallows_behind_the_line() -> None:
         for direction in ("download", "upload"):
             parameters = {"direction": direction, "mode": "capped", "max_bytes": 10_000_000}
             (comparison,) = compare(site, site.measure("capacity", parameters, peer="nginx"))
+            assert isinstance(comparison, Comparison)
             assert comparison.error_ratio == pytest.approx(0, abs=0.05)
 
 

@@ -16,7 +16,7 @@ import pytest
 from round_trip_lab import FAR, finish, line_between, measured, reflector_in, start
 
 from fleet_controller.lab.line import LinkProfile, line_pair
-from fleet_controller.lab.namespaces import entered, namespace
+from fleet_controller.lab.namespaces import entered
 from probe.clock import _LIBC, SystemClock, _Timex
 from probe.config import LinkConfig
 from probe.flows.echo.delays import loss_pattern
@@ -30,20 +30,6 @@ RATE_BPS = 100_000_000
 _ADJ_SETOFFSET, _ADJ_NANO = 0x0100, 0x2000  # linux/timex.h
 _NS_PER_S = 1_000_000_000
 STEP_NS = 20_000_000
-
-
-@pytest.fixture
-def near() -> Iterator[str]:
-    """The probe's namespace."""
-    with namespace("near") as name:
-        yield name
-
-
-@pytest.fixture
-def far() -> Iterator[str]:
-    """The peer's namespace."""
-    with namespace("far") as name:
-        yield name
 
 
 async def dense_series(near: str, port: int, packets: int) -> RoundTripValues:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,22 +19,8 @@ from round_trip_lab import (
 )
 
 from fleet_controller.lab.line import LinkProfile
-from fleet_controller.lab.namespaces import entered, namespace, run_ip
+from fleet_controller.lab.namespaces import entered, run_ip
 from probe.peer.reflector import Reflector
-
-
-@pytest.fixture
-def near() -> Iterator[str]:
-    """The probe's namespace."""
-    with namespace("near") as name:
-        yield name
-
-
-@pytest.fixture
-def far() -> Iterator[str]:
-    """The peer's namespace."""
-    with namespace("far") as name:
-        yield name
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -153,7 +138,11 @@ async def test_ipv4_without_a_route_is_told(stub: str, method: str) -> None:
 
 
 async def test_silence_behind_a_route_is_a_value(stub: str) -> None:
-    """Another table, chosen by the source address, has a route: then two packets were sent, and lost on the way."""
+    """Another table, chosen by the source address, has a route: then two packets were sent, and lost on the way.
+
+    The gateway has answered for its address once; now it is silent.
+    """
+    run_ip("-n", stub, "neigh", "add", FAR[4], "lladdr", "02:00:00:00:00:01", "dev", "wan0", "nud", "reachable")
     run_ip("-n", stub, "route", "add", "203.0.113.0/24", "via", FAR[4], "table", "100")
     run_ip("-n", stub, "rule", "add", "from", NEAR[4], "table", "100")
     parameters = {"packets": 2, "interval_s": 0.01, "time_out_s": 0.1}
@@ -167,6 +156,20 @@ async def test_nobody_at_the_other_end(stub: str) -> None:
     write_setting(stub, "ipv4/neigh/wan0/retrans_time_ms", "100")
     parameters = {"method": "icmp", "packets": 3, "interval_s": 0.05, "time_out_s": 30}
     assert await measured(stub, "wan0", parameters=parameters) == {"failure": ["receive", "host_unreachable"]}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(("method", "operation"), [("stamp", "receive"), ("icmp", "receive"), ("tcp", "connect")])
+async def test_a_gateway_that_is_gone_is_told(stub: str, method: str, operation: str, version: int) -> None:
+    """However short the series, and although the kernel tells no UDP socket: no packet has left, so none was lost."""
+    gateway, host = (FAR[4], "203.0.113.1") if version == 4 else ("2001:db8::1", "2001:db8:1::1")
+    if version == 6:
+        write_setting(stub, "ipv6/conf/wan0/disable_ipv6", "0")
+        run_ip("-n", stub, "addr", "add", "2001:db8::2/64", "dev", "wan0", "nodad")
+    run_ip("-n", stub, f"-{version}", "route", "add", "default", "via", gateway)
+    parameters = {"method": method, "ip_version": version, "packets": 2, "interval_s": 0.01, "time_out_s": 0.1}
+    result = await measured(stub, "wan0", host=host, parameters=parameters)
+    assert result == {"failure": [operation, "host_unreachable"]}
 
 
 @pytest.mark.parametrize(

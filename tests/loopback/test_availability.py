@@ -23,19 +23,21 @@ from agent_rig import AGENT_ID, AgentRig, often
 from fleet_controller.lab.services import free_port
 from probe.clock import NS_PER_S, SystemClock
 from probe.config import LinkConfig
-from probe.errors import MeasurementFailedError
-from probe.flows.watching.watch import Learned
+from probe.errors import MeasurementFailedError, NotRunError
+from probe.flows.watching import names
+from probe.flows.watching.watch import Learned, Watch
 from probe.links import Link
 from probe.messages import Action, FailureKind, NotRunReason, Operation, Peer, Result, encode
+from probe.peer.reflector import Reflector
 from probe.schedule import Slots
-from probe.tasks import availability
 from probe.tasks.availability import AvailabilityParameters, AvailabilityValues, measure
-from probe.tasks.base import Context
+from probe.tasks.base import Context, Usage
 from probe.windows import window_from
 
 INTERVAL_S = 0.5
 PERIOD_S = 4.0
 TIME_OUT_S = 30.0
+KEY = bytes(range(32))
 # The agent watches by STAMP, which needs no permission; two losses are an outage, to keep the test short.
 WATCH = Action(
     name="watch",
@@ -241,7 +243,7 @@ async def watched(
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asks for names again after a fraction of the ten seconds."""
-    monkeypatch.setattr(availability, "_RESOLVE_AGAIN_S", 0.2)
+    monkeypatch.setattr(names, "_RESOLVE_AGAIN_S", 0.2)
 
 
 @pytest.mark.usefixtures("_impatient")
@@ -271,7 +273,7 @@ async def test_a_peer_that_never_had_a_name_is_a_failure_at_the_windows_end() ->
 @pytest.mark.usefixtures("_impatient")
 async def test_no_such_name_and_then_silence_is_a_line_that_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not every look-up said that there is no such peer: what the window saw is told."""
-    monkeypatch.setattr(availability, "RESOLVE_TIME_OUT_S", 0.3)
+    monkeypatch.setattr(names, "RESOLVE_TIME_OUT_S", 0.3)
     async with resolver(peer=["NXDOMAIN", None]) as resolvers:
         values = await watched(resolvers)
     assert (values.packets_answered, values.up_s) == (0, 0)
@@ -279,12 +281,79 @@ async def test_no_such_name_and_then_silence_is_a_line_that_is_down(monkeypatch:
 
 
 @pytest.mark.usefixtures("_impatient")
-@pytest.mark.parametrize("operator_host", ["operator.test", "a" * 64 + ".test"])
-async def test_a_witness_without_an_address_does_not_end_the_watching(operator_host: str) -> None:
-    """Neither one that does not exist nor one that cannot, at the start or when it is asked for again."""
+async def test_a_witness_without_an_address_does_not_end_the_watching() -> None:
+    """Neither at the start nor when it is asked for again."""
     async with resolver(operator=["NXDOMAIN"]) as resolvers:
-        values = await watched(resolvers, host="127.0.0.1", operator_host=operator_host)
+        values = await watched(resolvers, host="127.0.0.1", operator_host="operator.test")
     assert values.down_peer_s == values.window_s
+
+
+async def test_watching_begins_before_the_witness_has_an_address() -> None:
+    """Its resolver is silent for five seconds: the peer needs none, and every second of the window is accounted for."""
+    started_s = time.monotonic()
+    async with resolver(operator=[None]) as resolvers:
+        values = await watched(resolvers, host="127.0.0.1", operator_host="operator.test")
+    assert time.monotonic() - started_s < names.RESOLVE_TIME_OUT_S
+    assert (values.down_peer_s, values.unknown_s) == (values.window_s, 0)
+    assert values.packets_sent >= 2
+
+
+def test_a_new_witness_is_not_taken_for_the_one_before() -> None:
+    """That the first router used to answer says nothing of the operator's own host; that this one did, does."""
+    learned = Learned(hop=2, answers={"gateway": True, "operator": True})
+
+    def watch() -> Watch:
+        link, rules = Link(LinkConfig(name="fixed0", interface="lo")), AvailabilityParameters().rules()
+        return Watch(link, 4, rules, interval_s=1, time_out_s=3, learned=learned, usage=Usage())
+
+    watch().set_operator("192.0.2.1")
+    assert learned.answers == {"gateway": True}
+    learned.answers["operator"] = True
+    watch().set_operator("192.0.2.1")
+    assert learned.answers == {"gateway": True, "operator": True}
+
+
+@asynccontextmanager
+async def sealed_reflector() -> AsyncIterator[int]:
+    """A peer that answers authenticated STAMP alone; gives its port."""
+    one = Reflector(keys=(KEY,))
+    await one.start("127.0.0.1", 0)
+    try:
+        yield one.port
+    finally:
+        await one.stop()
+
+
+async def watched_with(key_file: str, port: int) -> AvailabilityValues:
+    """A short window at a peer that wants a key."""
+    context = Context(
+        clock=SystemClock(),
+        time_out_s=20,
+        link=Link(LinkConfig(name="fixed0", interface="lo")),
+        peer=Peer(name="near", host="127.0.0.1", stamp_port=port, stamp_key="fleet"),
+        window_s=1.2,
+        stamp_keys={"fleet": key_file},
+    )
+    return await measure(context, msgspec.convert(WATCH.parameters, AvailabilityParameters))
+
+
+async def test_a_peer_that_wants_a_key_is_watched_with_it(tmp_path: Path) -> None:
+    """It is up with the key, and down for whoever has another one."""
+    files = {KEY: tmp_path / "right.key", bytes(32): tmp_path / "wrong.key"}
+    for key, file in files.items():
+        file.write_text(key.hex())
+        file.chmod(0o600)
+    async with sealed_reflector() as port:
+        right, wrong = await asyncio.gather(*(watched_with(str(file), port) for file in files.values()))
+    assert (right.up_s, right.packets_answered) == (right.window_s, right.packets_sent)
+    assert (wrong.up_s, wrong.packets_answered) == (0, 0)
+
+
+async def test_without_its_key_a_peer_is_not_watched() -> None:
+    """It would be down for ever."""
+    with pytest.raises(NotRunError) as caught:
+        await watched_with("/nowhere/stamp.key", 862)
+    assert caught.value.not_run.reason is NotRunReason.TOOL_MISSING
 
 
 async def test_a_peer_that_had_an_address_keeps_it() -> None:
@@ -299,5 +368,5 @@ def test_a_witness_of_the_other_ip_version_is_refused() -> None:
     """It could never be asked, and nothing else would tell of it."""
     for good in ("192.0.2.1", "192.0.2.1.test"):
         AvailabilityParameters(operator_host=good)
-    with pytest.raises(msgspec.ValidationError, match=r"operator_host 192\.0\.2\.1 is not an IPv6 address"):
+    with pytest.raises(msgspec.ValidationError, match=r"operator_host: 192\.0\.2\.1 is an IPv4 address"):
         msgspec.convert({"operator_host": "192.0.2.1", "ip_version": 6}, AvailabilityParameters)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
-from bulk_rig import BOTH, HOST, MIB, Scripted, failure_of, order, run, says, terms
+from bulk_rig import BOTH, MIB, Scripted, failure_of, order_of, run, says, terms, values_of
 from certificates import Certificates, make_certificates
 from librespeed_server import LibreSpeedServer, Manner
 
-from probe.clock import SystemClock
-from probe.config import LinkConfig
 from probe.flows.bulk.librespeed import POST_BYTES_MAX
-from probe.flows.bulk.stream import Direction, Order
-from probe.links import Link
-from probe.messages import BULK_PATHS, FailureKind, Operation, Peer
-from probe.tasks.base import Context
-from probe.tasks.capacity import TASK, CapacityParameters
+from probe.flows.bulk.stream import Direction
+from probe.messages import FailureKind, Operation
 
 MANNERS: tuple[Manner, ...] = ("php", "go", "rust")
 
@@ -27,11 +23,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
-def wanted(port: int, direction: Direction = "download", **changes: object) -> Order:
-    """A short order of this protocol."""
-    download_path, upload_path = BULK_PATHS["librespeed"]
-    path = download_path if direction == "download" else upload_path
-    return order(port, direction, path=path, protocol="librespeed", **changes)
+wanted = partial(order_of, "librespeed")
 
 
 @pytest.mark.parametrize("manner", MANNERS)
@@ -51,23 +43,7 @@ async def test_every_backend_is_measured(direction: Direction, manner: Manner) -
 async def test_the_task_measures_within_tls(certificates: Certificates, direction: Direction) -> None:
     """A peer of the instruction with `protocol: librespeed` and `tls: true`."""
     with LibreSpeedServer("go", certificates.good) as server:
-        download_path, upload_path = BULK_PATHS["librespeed"]
-        context = Context(
-            clock=SystemClock(),
-            time_out_s=20,
-            link=Link(LinkConfig(name="wan", interface="lo", source_address=HOST)),
-            peer=Peer(
-                name="p",
-                host=HOST,
-                http_port=server.port,
-                tls=True,
-                protocol="librespeed",
-                download_path=download_path,
-                upload_path=upload_path,
-            ),
-            peer_ca_file=str(certificates.ca),
-        )
-        values = await TASK.measure(context, CapacityParameters(direction=direction, max_duration_s=1, streams_max=2))
+        values = await values_of(direction, server.port, certificates.ca, protocol="librespeed", tls=True)
     assert values.transferred_bytes > 20 * MIB
     assert values.streams_failed == 0
     assert values.tls_version is not None

@@ -10,23 +10,33 @@ import struct
 import threading
 from base64 import b64encode
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import pytest
-from bulk_rig import BOTH, HOST, MIB, Scripted, failure_of, order, run, says, server_context, stays, terms
+from bulk_rig import (
+    BOTH,
+    MIB,
+    Scripted,
+    failure_of,
+    order,
+    order_of,
+    run,
+    says,
+    server_context,
+    stays,
+    terms,
+    values_of,
+)
 from certificates import Certificates, make_certificates
 from ndt7_server import Ndt7Server
 from websockets.typing import Subprotocol
 
 from probe.clock import SystemClock
-from probe.config import LinkConfig
 from probe.flows.bulk import ndt7_session
+from probe.flows.bulk.estimate import StopReason
 from probe.flows.bulk.ndt7 import FRAME_BYTES
-from probe.flows.bulk.stream import Direction, Order
-from probe.links import Link
-from probe.messages import BULK_PATHS, FailureKind, Operation, Peer
-from probe.tasks.base import Context
-from probe.tasks.capacity import TASK, CapacityParameters
+from probe.flows.bulk.stream import Direction
+from probe.messages import FailureKind, Operation
 
 Outcome = tuple[Operation, FailureKind]
 
@@ -37,11 +47,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
-def wanted(port: int, direction: Direction = "download", **changes: Any) -> Order:
-    """A short order of this protocol."""
-    download_path, upload_path = BULK_PATHS["ndt7"]
-    path = download_path if direction == "download" else upload_path
-    return order(port, direction, path=path, protocol="ndt7", **changes)
+wanted = partial(order_of, "ndt7")
 
 
 @pytest.mark.parametrize("within_tls", [False, True], ids=["plain", "tls"])
@@ -49,23 +55,7 @@ def wanted(port: int, direction: Direction = "download", **changes: Any) -> Orde
 async def test_the_task_measures(certificates: Certificates, direction: Direction, *, within_tls: bool) -> None:
     """What we count is the payload of the server's own count, but for what was under way; its Pings are answered."""
     with Ndt7Server(tls=certificates.good if within_tls else None) as server:
-        download_path, upload_path = BULK_PATHS["ndt7"]
-        context = Context(
-            clock=SystemClock(),
-            time_out_s=20,
-            link=Link(LinkConfig(name="wan", interface="lo", source_address=HOST)),
-            peer=Peer(
-                name="p",
-                host=HOST,
-                http_port=server.port,
-                tls=within_tls,
-                protocol="ndt7",
-                download_path=download_path,
-                upload_path=upload_path,
-            ),
-            peer_ca_file=str(certificates.ca),
-        )
-        values = await TASK.measure(context, CapacityParameters(direction=direction, max_duration_s=1, streams_max=2))
+        values = await values_of(direction, server.port, certificates.ca, protocol="ndt7", tls=within_tls)
     assert values.streams_failed == 0
     assert server.tests == 2
     assert server.pongs > 0
@@ -95,6 +85,21 @@ async def test_a_cap_holds(direction: Direction) -> None:
     with Ndt7Server() as server:
         done = await run(wanted(server.port, direction, max_bytes=64 * MIB + 7, max_duration_s=3))
     assert 48 * MIB < done.transferred_bytes <= 64 * MIB + 7
+
+
+@pytest.mark.parametrize("within_tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("direction", BOTH)
+async def test_a_file_is_transferred_to_its_last_byte(
+    certificates: Certificates, direction: Direction, *, within_tls: bool
+) -> None:
+    """Of payload: the headers of an upload's frames are not taken from it."""
+    file_bytes = 40 * MIB + 7
+    with Ndt7Server(tls=certificates.good if within_tls else None) as server:
+        tls = terms(certificates.ca) if within_tls else None
+        asked = wanted(server.port, direction, max_bytes=None, file_bytes=file_bytes, max_duration_s=9, tls=tls)
+        done = await run(asked)
+    assert (done.stopped_by, done.transferred_bytes) == (StopReason.WHOLE_FILE, file_bytes)
+    assert done.streams_failed == 0
 
 
 async def test_another_subprotocol_is_no_ndt7() -> None:

@@ -12,21 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bulk_rig import BOTH, HOST, MIB, Scripted, failure_of, order, run, says, server_context, stays, terms
+from bulk_rig import BOTH, HOST, MIB, Scripted, failure_of, order, run, says, server_context, stays, terms, values_of
 from certificates import Certificates, make_certificates
 
 from fleet_controller.lab.services import Service, answers, find_program, free_port
 from probe.clock import SystemClock
-from probe.config import LinkConfig
 from probe.errors import NotRunError
 from probe.flows.bulk import tls_contexts
 from probe.flows.bulk.stream import Direction
-from probe.links import Link
-from probe.messages import ClockReading, ClockState, FailureKind, NotRunReason, Operation, Peer
+from probe.messages import ClockReading, ClockState, FailureKind, NotRunReason, Operation
 from probe.peer.http_peer import HttpPeer
 from probe.peer.server_tls import ServerTls
-from probe.tasks.base import Context
-from probe.tasks.capacity import TASK, CapacityParameters
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n"
 NGINX_CONF = """\
@@ -89,14 +85,7 @@ async def test_the_task_measures_over_tls(
     peer: HttpPeer, certificates: Certificates, direction: Direction, *, has_aes: bool
 ) -> None:
     """And says by which cipher: ChaCha20 where the CPU has no AES instructions."""
-    context = Context(
-        clock=SystemClock(),
-        time_out_s=20,
-        link=Link(LinkConfig(name="wan", interface="lo", source_address=HOST)),
-        peer=Peer(name="p", host=HOST, http_port=peer.port, tls=True),
-        peer_ca_file=str(certificates.ca),
-    )
-    values = await TASK.measure(context, CapacityParameters(direction=direction, max_duration_s=1, streams_max=2))
+    values = await values_of(direction, peer.port, certificates.ca, tls=True)
     assert values.transferred_bytes > MIB
     assert values.streams_failed == 0
     expected = ("TLSv1.3", "AES") if has_aes else ("TLSv1.2", "CHACHA20")

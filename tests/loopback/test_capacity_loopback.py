@@ -9,19 +9,21 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
+import bulk_rig
 import msgspec
 import pytest
+from bulk_rig import BOTH, MIB, Scripted, failure_of, run, says
 
-from fleet_controller.lab.services import Service, answers, find_program, free_port
+from fleet_controller.lab.nginx import Nginx
+from fleet_controller.lab.services import free_port
 from probe.clock import SystemClock
 from probe.config import LinkConfig
-from probe.errors import MeasurementFailedError, NotRunError
+from probe.errors import NotRunError
 from probe.flows.bulk.estimate import StopReason
-from probe.flows.bulk.run import Transfer
 from probe.flows.bulk.stream import Direction, Order
 from probe.flows.bulk.transfer import transfer
 from probe.links import IpVersion, Link
@@ -33,97 +35,18 @@ from probe.tasks.capacity import TASK, CapacityParameters
 
 LINK = Link(LinkConfig(name="wan", interface="lo", source_address="127.0.0.1", source_address_v6="::1"))
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n"
-MIB = 1 << 20
-BOTH: tuple[Direction, ...] = ("download", "upload")
 
 
 def order(port: int, direction: Direction = "download", **changes: Any) -> Order:
-    """A short transfer with little patience."""
-    defaults: dict[str, Any] = {
-        "direction": direction,
-        "address": "127.0.0.1",
-        "port": port,
-        "host": "127.0.0.1",
-        "path": f"/{direction}",
-        "max_duration_s": 0.3,
-        "max_bytes": None,
-        "streams_max": 4,
-        "connect_time_out_s": 0.4,
-        "request_time_out_s": 0.4,
-        "stall_time_out_s": 0.4,
-    }
-    return Order(**{**defaults, **changes})
+    """A short transfer of four streams, with less patience still."""
+    hasty = {"max_duration_s": 0.3, "streams_max": 4}
+    hasty |= dict.fromkeys(("connect_time_out_s", "request_time_out_s", "stall_time_out_s"), 0.4)
+    return bulk_rig.order(port, direction, **{**hasty, **changes})
 
 
 def open_socket(version: IpVersion = 4) -> socket.socket:
     """A socket bound to loopback."""
     return LINK.socket(version, socket.SOCK_STREAM)
-
-
-async def run(wanted: Order) -> Transfer:
-    """Carry it out."""
-    return await transfer(wanted, open_socket)
-
-
-async def failure_of(wanted: Order) -> tuple[Operation, FailureKind]:
-    """How it fails."""
-    with pytest.raises(MeasurementFailedError) as caught:
-        await run(wanted)
-    return caught.value.failure.operation, caught.value.failure.kind
-
-
-class Scripted:
-    """A server that does with its n-th connection what the script says, in a thread each."""
-
-    def __init__(self, script: Callable[[socket.socket, int], None]) -> None:
-        self._script = script
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listener.getsockname()[1])
-        self._threads: list[threading.Thread] = []
-        self._sockets: list[socket.socket] = []
-        self._acceptor = threading.Thread(target=self._accept)
-
-    def __enter__(self) -> Self:
-        """Begin to accept."""
-        self._acceptor.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End every connection and thread."""
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._acceptor.join()
-        for sock in self._sockets:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
-        for sock in (self._listener, *self._sockets):
-            sock.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                sock, _ = self._listener.accept()
-                self._sockets.append(sock)
-                self._threads.append(threading.Thread(target=self._serve, args=(sock, len(self._threads))))
-                self._threads[-1].start()
-
-    def _serve(self, sock: socket.socket, number: int) -> None:
-        with contextlib.suppress(OSError):
-            self._script(sock, number)
-
-
-def says(*parts: bytes) -> Callable[[socket.socket, int], None]:
-    """Read the request's head, send this, stay open."""
-
-    def script(sock: socket.socket, _number: int) -> None:
-        sock.recv(65536)
-        for part in parts:
-            sock.sendall(part)
-        while sock.recv(65536):
-            pass
-
-    return script
 
 
 def ends(sock: socket.socket, how: str) -> None:
@@ -147,41 +70,9 @@ def peer() -> Iterator[HttpPeer]:
 @pytest.fixture
 def nginx(tmp_path: Path) -> Iterator[int]:
     """The nginx of production: a random file, here of 8 MiB, and a sink that answers 204 at once. Gives its port."""
-    port = free_port()
     (tmp_path / "download").write_bytes(os.urandom(8 * MIB))
-    configuration = tmp_path / "nginx.conf"
-    configuration.write_text(NGINX_CONF.format(directory=tmp_path, port=port))
-    command = [find_program("nginx", "nginx-light"), "-c", str(configuration), "-p", str(tmp_path)]
-    with Service(tmp_path / "nginx", command, lambda: answers("127.0.0.1", port)):
-        yield port
-
-
-NGINX_CONF = """\
-daemon off;
-user root;
-pid {directory}/pid;
-error_log {directory}/error.log;
-events {{ worker_connections 256; }}
-http {{
-  access_log off;
-  sendfile on;
-  tcp_nopush on;
-  sendfile_max_chunk 2m;
-  client_max_body_size 0;
-  client_body_temp_path {directory};
-  proxy_temp_path {directory};
-  fastcgi_temp_path {directory};
-  uwsgi_temp_path {directory};
-  scgi_temp_path {directory};
-  lingering_time 120s;
-  lingering_timeout 30s;
-  server {{
-    listen 127.0.0.1:{port};
-    root {directory};
-    location = /upload {{ return 204; }}
-  }}
-}}
-"""
+    with Nginx(tmp_path / "nginx", tmp_path, hosts=["127.0.0.1"], port=free_port()) as server:
+        yield server.port
 
 
 @pytest.mark.parametrize("direction", BOTH)

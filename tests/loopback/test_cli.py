@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from agent_rig import AGENT_ID, AgentRig, fleet_probe
+from agent_rig import AGENT_ID, AgentRig, fleet_probe, serving_peer
 
 import probe
 from fleet_controller.lab.services import Dnsmasq
@@ -118,9 +119,32 @@ def test_a_peer_of_the_instruction_has_a_name(rig: AgentRig) -> None:
         ),
         (["once", "round_trip", "--peer", "nobody"], "--peer nobody: is no known peer and no address"),
         (["once", "round_trip", "--peer", "127.0.0.1:99999"], "99999 is not a port"),
-        (["once", "host", "--set", "window"], "--set window: has no value (write --set window=VALUE)"),
-        (["once", "host", "--set", "windw_s=1"], "--set windw_s: host has no such parameter (one of window_s)"),
-        (["once", "host", "--set", "window_s=soon"], "--set: window_s: Expected `float`, got `str`"),
+        (["once", "host", "--set", "window_s"], "--set window_s: has no value (write --set window_s=VALUE)"),
+        (["once", "host", "--set", "windw_s=1"], "--set windw_s: host has no such parameter (did you mean window_s?)"),
+        (["once", "host", "--set", "window_s=soon"], "--set window_s: expected `float`, got `str`"),
+        (["once", "host", "--peer", "127.0.0.1"], "--peer: this task asks no peer"),
+        (
+            ["once", "web"],
+            "--set url: no page is named: neither a url nor a peer (give one of them, such as --set url=",
+        ),
+        (["once", "web", "--set", "url=http://192.0.2.1/", "--set", "ip_version=6"], "--set url: 192.0.2.1 is an IPv4"),
+        (
+            ["once", "capacity", "--peer", "127.0.0.1", "--set", "mode=capped"],
+            "--set max_bytes: mode `capped` needs it (say how many bytes, such as --set max_bytes=25000000)",
+        ),
+        (
+            ["once", "responsiveness", "--peer", "127.0.0.1", "--peer-protocol", "ndt7"],
+            "--peer: a peer of protocol ndt7 has no small object",
+        ),
+        (
+            ["once", "round_trip", "--peer", "127.0.0.1", "--peer-stamp-key", "x"],
+            "--peer-stamp-key x: the configuration has no such key in [stamp_keys] (one of: none is there yet)",
+        ),
+        (["once", "ipv6", "--peer", "127.0.0.1"], "--peer: 127.0.0.1 is an IPv4 address, which says nothing of IPv6"),
+        (
+            ["once", "round_trip", "--peer", "127.0.0.1", "--set", "ip_version=6"],
+            "--peer: 127.0.0.1 is an IPv4 address",
+        ),
         (["outbox"], "spool.db: there is no spool here"),
     ],
 )
@@ -202,38 +226,46 @@ def test_help_is_light() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_peer_says_its_ports_and_stops(number: signal.Signals) -> None:
     """`peer` on free ports says which they are, and a signal ends it with status 0."""
-    command = [
-        sys.executable,
-        "-m",
-        "probe.cli",
-        "peer",
-        "--host",
-        "127.0.0.1",
-        "--http-port",
-        "0",
-        "--stamp-port",
-        "0",
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as serving:
-        try:
-            assert serving.stdout is not None
-            assert "HTTP port" in serving.stdout.readline()
-            os.kill(serving.pid, number)
-            _, stderr = serving.communicate(timeout=20)
-        finally:
-            serving.kill()
+    with serving_peer() as (serving, port):
+        assert port > 0
+        os.kill(serving.pid, number)
+        _, stderr = serving.communicate(timeout=20)
     assert serving.returncode == 0, stderr
     assert "Traceback" not in stderr
 
 
-def test_a_peer_on_a_used_port_says_so() -> None:
-    """A port in use is told in one line, status 2."""
-    with socket.create_server(("127.0.0.1", 0)) as used:
-        told = fleet_probe(
-            *("peer", "--host", "127.0.0.1", "--stamp-port", "0", "--http-port", str(used.getsockname()[1]))
-        )
-    assert told.returncode == 2
-    assert told.stderr.splitlines()[-1].startswith("fleet-probe peer: cannot answer on 127.0.0.1: ")
+def test_a_peer_that_cannot_open_a_port_says_which_and_what_to_do() -> None:
+    """In use, of another host, no port at all: the port or the option, and the remedy, in one line; status 2."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as http,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stamp,
+    ):
+        stamp.bind(("127.0.0.1", 0))
+        http_port, stamp_port = http.getsockname()[1], stamp.getsockname()[1]
+        for arguments, said in (
+            (
+                f"--host 127.0.0.1 --stamp-port 0 --http-port {http_port}",
+                f"HTTP port {http_port} of 127.0.0.1: .*-http-p",
+            ),
+            (f"--http-port 0 --stamp-port {stamp_port}", f"STAMP port {stamp_port} of every address: .*--stamp-port"),
+            ("--http-port 0 --host 192.0.2.1", "of 192.0.2.1: .*no address of this host: see `ip address`"),
+            ("--http-port 0 --host peer.test", "of peer.test: .*no address of this host"),
+            ("--http-port 70000", "argument --http-port: 70000 is not a port: 1 to 65535"),
+        ):
+            told = fleet_probe("peer", *arguments.split())
+            assert told.returncode == 2
+            assert re.search(said, told.stderr.splitlines()[-1]), told.stderr
+            assert "Traceback" not in told.stderr
+
+
+@pytest.mark.needs_root
+def test_a_low_port_is_for_root_and_a_user_is_told_so() -> None:
+    """862 and 80 are below 1024: without a privilege the remedy says which there are."""
+    command = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--inh-caps=-all"]
+    arguments = [sys.executable, "-m", "probe.cli", "peer", "--host", "127.0.0.1", "--http-port", "80"]
+    told = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, timeout=60)
+    assert told.returncode == 2, told.stderr
+    assert "cannot open HTTP port 80 of 127.0.0.1: Permission denied (low ports are root's" in told.stderr
 
 
 def test_a_state_that_cannot_be_made_is_told(rig: AgentRig, tmp_path: Path) -> None:

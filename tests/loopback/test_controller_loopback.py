@@ -32,6 +32,7 @@ from fleet_controller.errors import ConfigError, ControllerError
 from fleet_controller.lab.services import Influxd, Mosquitto
 from fleet_controller.quarantine import Quarantine
 from fleet_controller.replay import replay
+from probe.clock import NS_PER_S
 from probe.messages import PACKET_BYTES_MAX, encode, topic
 
 
@@ -108,6 +109,11 @@ def test_results_are_stored_and_receipted(
         assert counters.lag_s is not None
         assert counters.trouble is None
         assert len(rows(influxd)) == 9
+        agent.send(report(result(-3600 * NS_PER_S), first=13, floor=12))
+        agent.wait_for_receipt(13)
+        late = controller.counters()
+        assert late.lag_s is not None
+        assert late.lag_s - counters.lag_s < 600  # what comes late is not the newest
 
 
 GARBAGE: list[tuple[str, bytes]] = [

@@ -16,14 +16,14 @@ import dns.rcode
 import dns.rrset
 import pytest
 
-from fleet_controller.lab.services import Dnsmasq, free_port
+from fleet_controller.lab.services import Dnsmasq, free_dns_port, free_port
 from probe.clock import SystemClock
 from probe.config import LinkConfig
 from probe.errors import MeasurementFailedError, NotRunError
 from probe.flows.dns.query import Answer, query, resolve_host
 from probe.links import Link
 from probe.messages import FailureKind, NotRunReason, Operation
-from probe.tasks.base import Context
+from probe.tasks.base import Context, Usage
 from probe.tasks.dns import TASK, DnsParameters, DnsValues
 
 NAME, ADDRESS = "peer.test", "192.0.2.7"
@@ -90,7 +90,7 @@ async def resolver(*behaviours: Behaviour) -> AsyncIterator[tuple[Resolver, tupl
     """Run one on a free port."""
     loop = asyncio.get_running_loop()
     transport, protocol = await loop.create_datagram_endpoint(
-        lambda: Resolver(*behaviours), local_addr=("127.0.0.1", 0)
+        lambda: Resolver(*behaviours), local_addr=("127.0.0.1", free_dns_port())
     )
     try:
         yield protocol, transport.get_extra_info("sockname")
@@ -334,7 +334,7 @@ async def test_resolve_host_goes_to_the_next_resolver() -> None:
     closed = ("127.0.0.1", free_port(kind=socket.SOCK_DGRAM))
     refuses = resolver(lambda wire: [response_to(wire, None, dns.rcode.REFUSED)])
     async with refuses as (_, second), resolver(lambda wire: [response_to(wire)]) as (_, third):
-        assert await resolve_host(link_with(closed, second, third), NAME, 4, 5) == ADDRESS
+        assert await resolve_host(link_with(closed, second, third), NAME, 4, 5, Usage()) == ADDRESS
 
 
 async def test_resolve_host_keeps_to_its_time() -> None:
@@ -342,7 +342,7 @@ async def test_resolve_host_keeps_to_its_time() -> None:
     async with resolver(lambda _wire: []) as (_, first), resolver(lambda _wire: []) as (_, second):
         with pytest.raises(MeasurementFailedError) as caught:
             async with asyncio.timeout(2):
-                await resolve_host(link_with(first, second), NAME, 4, 0.2)
+                await resolve_host(link_with(first, second), NAME, 4, 0.2, Usage())
     assert caught.value.failure.kind is FailureKind.TIMED_OUT
 
 
@@ -351,7 +351,7 @@ async def test_that_a_name_does_not_exist_is_final(dnsmasq: Dnsmasq) -> None:
     async with resolver(lambda wire: [response_to(wire)]) as (second, address):
         link = link_with((dnsmasq.host, dnsmasq.port), address)
         with pytest.raises(MeasurementFailedError) as caught:
-            await resolve_host(link, f"none.{NAME}", 4, 5)
+            await resolve_host(link, f"none.{NAME}", 4, 5, Usage())
     assert caught.value.failure.kind is FailureKind.NAME_NOT_FOUND
     assert second.questions == []
 
@@ -359,24 +359,24 @@ async def test_that_a_name_does_not_exist_is_final(dnsmasq: Dnsmasq) -> None:
 async def test_a_name_without_such_an_address_has_no_answer(dnsmasq: Dnsmasq) -> None:
     """An IPv4-only peer asked for by IPv6."""
     with pytest.raises(MeasurementFailedError) as caught:
-        await resolve_host(link_with((dnsmasq.host, dnsmasq.port)), NAME, 6, 5)
+        await resolve_host(link_with((dnsmasq.host, dnsmasq.port)), NAME, 6, 5, Usage())
     assert caught.value.failure.kind is FailureKind.NO_ANSWER
 
 
 async def test_an_address_needs_no_resolver() -> None:
     """It passes through, in its shortest form; one of the other version cannot be measured."""
     nobody = link_with()
-    assert await resolve_host(nobody, "192.0.2.1", 4, 1) == "192.0.2.1"
-    assert await resolve_host(nobody, "2001:db8:0:0::1", 6, 1) == "2001:db8::1"
+    assert await resolve_host(nobody, "192.0.2.1", 4, 1, Usage()) == "192.0.2.1"
+    assert await resolve_host(nobody, "2001:db8:0:0::1", 6, 1, Usage()) == "2001:db8::1"
     with pytest.raises(NotRunError) as caught:
-        await resolve_host(nobody, "192.0.2.1", 6, 1)
+        await resolve_host(nobody, "192.0.2.1", 6, 1, Usage())
     assert caught.value.not_run.reason is NotRunReason.BAD_PARAMETERS
 
 
 async def test_what_is_no_name_is_not_asked() -> None:
     """An overlong label never leaves the probe."""
     with pytest.raises(NotRunError) as caught:
-        await resolve_host(link_with(("127.0.0.1", 53)), "x" * 64, 4, 1)
+        await resolve_host(link_with(("127.0.0.1", 53)), "x" * 64, 4, 1, Usage())
     assert caught.value.not_run.reason is NotRunReason.BAD_PARAMETERS
 
 
@@ -384,7 +384,7 @@ async def test_a_dead_link_measures_nothing(dnsmasq: Dnsmasq) -> None:
     """The interface is absent: not run, and no other line is used instead."""
     link = link_with((dnsmasq.host, dnsmasq.port), interface="absent0")
     with pytest.raises(NotRunError) as caught:
-        await resolve_host(link, NAME, 4, 1)
+        await resolve_host(link, NAME, 4, 1, Usage())
     assert caught.value.not_run.reason is NotRunReason.LINK_DOWN
 
 
@@ -398,7 +398,7 @@ async def test_a_resolver_of_the_other_ip_version_is_skipped(dnsmasq: Dnsmasq, m
     )
     link = Link(config)
     monkeypatch.setattr(link, "_address_v6", lambda: None)
-    assert await resolve_host(link, NAME, 4, 5) == ADDRESS
+    assert await resolve_host(link, NAME, 4, 5, Usage()) == ADDRESS
 
 
 async def test_a_cancelled_question_leaves_nothing_behind() -> None:

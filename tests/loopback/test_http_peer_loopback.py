@@ -18,7 +18,7 @@ from probe import __version__
 from probe.flows.echo.stamp_packets import PACKET_BYTES, ReflectorPacket, SenderPacket
 from probe.peer.http_connection import Limits
 from probe.peer.http_peer import HttpPeer, client_of
-from probe.peer.serve import PeerSettings, serve
+from probe.peer.serve import PeerSettings, PortError, serve
 
 MIB = 1 << 20
 
@@ -282,7 +282,7 @@ async def test_serve_says_when_it_cannot_start() -> None:
     """The HTTP port is taken: an error, not a peer that only reflects."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         settings = PeerSettings(host="127.0.0.1", http_port=taken.getsockname()[1], stamp_port=0)
-        with pytest.raises(OSError, match="in use"):
+        with pytest.raises(PortError, match=f"HTTP port {settings.http_port} of 127.0.0.1: .*in use .*--http-port"):
             await serve(settings)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -143,6 +144,27 @@ def test_a_lost_session_is_told(broker: Mosquitto) -> None:
         wait_until(lambda: hand.session_losses == 1, "the word that the session is gone")
 
 
+def test_a_lost_session_is_told_until_it_is_heard(
+    broker: Mosquitto, agent: AgentClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who hears of it fails once: it is told again, and messages flow meanwhile."""
+    hand = Hand(broker)
+    hear, heard = hand._note_loss, itertools.count()
+
+    def fail_once() -> None:
+        if next(heard) == 0:
+            raise RuntimeError("the instructions cannot be made")
+        hear()
+
+    hand.ingest._on_session_lost = fail_once
+    with hand:
+        agent.send(b"meanwhile")
+        wait_until(lambda: hand.payloads() == [b"meanwhile"], "a message")
+        wait_until(lambda: hand.session_losses == 1, "the word that the session is new")
+    assert next(heard) == 2
+    assert [record.levelname for record in caplog.records if "failed" in record.getMessage()] == ["ERROR"]
+
+
 def test_memory_is_bounded_and_nothing_is_lost(
     broker: Mosquitto, agent: AgentClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,21 +196,21 @@ def test_memory_is_bounded_in_bytes_too(broker: Mosquitto, agent: AgentClient, m
 def test_a_handler_that_fails_loses_nothing(
     broker: Mosquitto, agent: AgentClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A fault while handling a batch is logged, and the same batch is handled again."""
+    """A fault while handling a batch is told once, and the same batch is handled again until it succeeds."""
     hand = Hand(broker)
-    faults = iter([ZeroDivisionError("ours")])
+    faults = iter([ZeroDivisionError("ours"), ZeroDivisionError("ours")])
     take = hand._take
 
-    def fail_once(batch: Sequence[Incoming]) -> None:
+    def fail_twice(batch: Sequence[Incoming]) -> None:
         for fault in faults:
             raise fault
         take(batch)
 
-    hand.ingest.on_batch(fail_once)
+    hand.ingest.on_batch(fail_twice)
     with hand:
         agent.send(b"one")
-        wait_until(lambda: hand.payloads() == [b"one"], "the second try")
-    assert "ours" in caplog.text
+        wait_until(lambda: hand.payloads() == [b"one"], "the third try")
+    assert caplog.text.count("ZeroDivisionError: ours") == 1
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

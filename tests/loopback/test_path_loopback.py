@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -23,14 +24,15 @@ from probe.tasks.base import Context, Usage
 from probe.tasks.path import PathParameters, PathValues, measure, source_port_of
 
 HOST = "127.0.0.1"
+KEY, OTHER_KEY = bytes(range(32)), bytes(range(1, 33))
 QUICK = PathParameters(time_out_s=0.3, interval_s=0.005, silent_hops_max=2)
 
 
-def context(port: int, host: str = HOST, interface: str = "lo") -> Context:
-    """A context of the loopback."""
+def context(port: int, host: str = HOST, interface: str = "lo", key_file: str = "") -> Context:
+    """A context of the loopback; with the file of a key, of a peer that wants it."""
     link = Link(LinkConfig(name="l", interface=interface, source_address_v6="::1"))
-    peer = Peer(name="p", host=host, stamp_port=port)
-    return Context(clock=SystemClock(), time_out_s=20, link=link, peer=peer)
+    peer = Peer(name="p", host=host, stamp_port=port, stamp_key="fleet" if key_file else "")
+    return Context(clock=SystemClock(), time_out_s=20, link=link, peer=peer, stamp_keys={"fleet": key_file})
 
 
 async def traced(port: int, host: str = HOST, parameters: PathParameters = QUICK) -> PathValues:
@@ -39,9 +41,9 @@ async def traced(port: int, host: str = HOST, parameters: PathParameters = QUICK
 
 
 @contextlib.asynccontextmanager
-async def reflector(host: str = HOST) -> AsyncIterator[int]:
+async def reflector(host: str = HOST, *keys: bytes) -> AsyncIterator[int]:
     """A STAMP reflector; gives its port."""
-    one = Reflector()
+    one = Reflector(keys=keys)
     await one.start(host, 0)
     try:
         yield one.port
@@ -64,6 +66,28 @@ async def test_the_host_itself_is_one_hop_away(host: str) -> None:
         values = await traced(port, host, PathParameters(ip_version=6 if ":" in host else 4, interval_s=0.005))
     assert (values.path, values.hop_count, values.packets_answered, values.ended_by) == (host, 1, 3, "destination")
     assert values.source_port == source_port_of("l", host, 0)
+
+
+async def test_a_peer_that_wants_a_key_is_reached_with_it(tmp_path: Path) -> None:
+    """By the right key only: with another one, or none, the same peer says nothing."""
+    files = {key: tmp_path / f"{key[0]}.key" for key in (KEY, OTHER_KEY)}
+    for key, file in files.items():
+        file.write_text(key.hex())
+        file.chmod(0o600)
+    async with reflector(HOST, KEY) as port:
+        right = await measure(context(port, key_file=str(files[KEY])), QUICK)
+        wrong = await measure(context(port, key_file=str(files[OTHER_KEY])), QUICK)
+        without = await traced(port)
+    assert (right.reached, right.hop_count, right.ended_by) == (True, 1, "destination")
+    assert right.packets_answered == right.packets_sent
+    assert (wrong.reached, without.reached) == (False, False)
+
+
+async def test_a_key_that_is_missing_is_not_run() -> None:
+    """As of every task that speaks STAMP: what the peer would not answer is not asked."""
+    with pytest.raises(NotRunError) as caught:
+        await measure(context(862, key_file="/nowhere/stamp.key"), QUICK)
+    assert caught.value.not_run.reason == NotRunReason.TOOL_MISSING
 
 
 async def test_a_port_where_nobody_reads_is_silence() -> None:

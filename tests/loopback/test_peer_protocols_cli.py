@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
-from agent_rig import AgentRig, fleet_probe
+from agent_rig import AgentRig, fleet_probe, serving_peer
 from certificates import Certificates, make_certificates
 from librespeed_server import LibreSpeedServer
 
@@ -45,30 +43,12 @@ def result_of(told: subprocess.CompletedProcess[str]) -> Result:
 def test_a_peer_with_a_certificate_is_measured_over_tls(trusting: Path, certificates: Certificates) -> None:
     """`peer --tls-certificate --tls-key` speaks TLS, `once --peer-tls` says by which cipher; plain it is refused."""
     pair = certificates.good
-    command = [
-        sys.executable,
-        "-m",
-        "probe.cli",
-        "peer",
-        "--host",
-        "127.0.0.1",
-        "--http-port",
-        "0",
-        "--stamp-port",
-        "0",
-    ]
-    command += ["--tls-certificate", str(pair.certificate), "--tls-key", str(pair.key)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as serving:
-        try:
-            assert serving.stdout is not None
-            said = re.search(r"HTTP port (\d+)", serving.stdout.readline())
-            assert said is not None
-            where = ("once", "capacity", "--config", str(trusting), "--peer", f"127.0.0.1:{said[1]}", *FEW_BYTES)
-            measured, refused = fleet_probe(*where, "--peer-tls"), fleet_probe(*where)
-            serving.send_signal(signal.SIGTERM)
-            assert serving.wait(20) == 0
-        finally:
-            serving.kill()
+    files = ("--tls-certificate", str(pair.certificate), "--tls-key", str(pair.key))
+    with serving_peer(*files) as (serving, port):
+        where = ("once", "capacity", "--config", str(trusting), "--peer", f"127.0.0.1:{port}", *FEW_BYTES)
+        measured, refused = fleet_probe(*where, "--peer-tls"), fleet_probe(*where)
+        serving.send_signal(signal.SIGTERM)
+        assert serving.wait(20) == 0
     values = result_of(measured).values
     assert values is not None
     assert values["tls_version"] in {"TLSv1.2", "TLSv1.3"}

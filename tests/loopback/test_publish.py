@@ -6,38 +6,16 @@ import dataclasses
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
-from mqtt_parts import AGENT_ID, QUICK, Agent, Desk, Relay
+from mqtt_parts import AGENT_ID, QUICK, Agent, Desk, Relay, desk_at, settings_of, told
 
 from fleet_controller.lab.services import Mosquitto, die_with_parent
 from probe import config
 from probe.messages import AgentState, Progress, Receipt
-
-
-def settings_of(broker: Mosquitto, port: int | None = None, keepalive_s: int = 30) -> config.Broker:
-    """The agent's [broker] for a private mosquitto."""
-    return config.Broker(host=broker.host, port=port or broker.port, keepalive_s=keepalive_s)
-
-
-@asynccontextmanager
-async def desk_at(broker: Mosquitto, *, receipting: bool = True, subscribing: bool = True) -> AsyncIterator[Desk]:
-    """A controller that has subscribed."""
-    desk = Desk(broker, receipting=receipting, subscribing=subscribing)
-    try:
-        await desk.until(lambda: desk.ready)
-        yield desk
-    finally:
-        await asyncio.to_thread(desk.close)
-
-
-def told(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:
-    """The warnings and errors that contain these words."""
-    return [r.getMessage() for r in caplog.records if r.levelname in {"WARNING", "ERROR"} and words in r.getMessage()]
 
 
 async def test_results_leave_and_only_receipts_delete(broker: Mosquitto, tmp_path: Path) -> None:

@@ -3,13 +3,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Self
 
 import msgspec
 import pytest
 
+from fleet_controller.lab.services import Service, answers, free_port
 from probe.clock import SystemClock
 from probe.config import LinkConfig
 from probe.errors import MeasurementFailedError, NotRunError
@@ -236,6 +239,25 @@ async def test_a_peer_that_dies_midway_is_loss() -> None:
     values = await measuring
     assert values.packets_sent == 10
     assert 3 <= values.packets_received < 10
+
+
+async def test_a_peer_that_is_killed_and_started_again_has_no_count(tmp_path: Path) -> None:
+    """A real peer, restarted in mid-series: the answers of both are counted, and no loss is laid to either way."""
+    http_port, stamp_port = free_port(), free_port(kind=socket.SOCK_DGRAM)
+    ports = ["--http-port", str(http_port), "--stamp-port", str(stamp_port)]
+    command = [sys.executable, "-m", "probe.cli", "peer", "--host", "127.0.0.1", *ports]
+    service = Service(tmp_path, command, lambda: answers("127.0.0.1", http_port)).start()
+    try:
+        parameters = RoundTripParameters(packets=150, interval_s=0.02, time_out_s=0.3)
+        measuring = asyncio.create_task(measure(context_for(stamp_port), parameters))
+        await asyncio.sleep(0.8)
+        service.kill()
+        await asyncio.to_thread(service.start)
+        values = await measuring
+    finally:
+        service.kill()
+    assert 50 <= values.packets_received < values.packets_sent == 150
+    assert (values.packets_lost_forward, values.packets_lost_backward, values.packets_lost_unattributed) == (None,) * 3
 
 
 async def test_the_reflectors_time_is_taken_out() -> None:

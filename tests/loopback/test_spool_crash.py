@@ -138,6 +138,17 @@ def test_few_damaged_files_are_kept(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("spool.db.damaged-*"))) == 2
 
 
+def overwrite(path: Path) -> None:
+    """Put garbage over the whole file but its first page, as a failing card does."""
+    checkpoint = sqlite3.connect(path)
+    checkpoint.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    checkpoint.close()
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(os.urandom(size - 4096))
+
+
 def test_damage_while_running_costs_the_past_only(tmp_path: Path) -> None:
     """A card that fails under a running agent: the next write goes to a new file, also of a run that was open."""
     path, clock = tmp_path / "spool.db", ManualClock()
@@ -146,13 +157,7 @@ def test_damage_while_running_costs_the_past_only(tmp_path: Path) -> None:
         add(spool, clock, number, values={"text": "x" * 1000})
     row = spool.begin(draft(clock), Instant.now(clock))
     old_space = spool.space
-    checkpoint = sqlite3.connect(path)
-    checkpoint.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    checkpoint.close()
-    size = path.stat().st_size
-    with path.open("r+b") as file:
-        file.seek(4096)
-        file.write(os.urandom(size - 4096))
+    overwrite(path)
     another = spool.begin(draft(clock), Instant.now(clock))
     assert spool.space != old_space
     assert another != row
@@ -263,3 +268,54 @@ def test_a_place_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SpoolError, match="cannot be opened"):
         open_spool(tmp_path / "file" / "spool.db", ManualClock())
+
+
+@pytest.mark.needs_root
+def test_damage_on_a_full_disk_is_not_for_ever(small_disk: Path) -> None:
+    """Where there is no room for a new file, what comes meanwhile is lost and counted; with room, it goes on."""
+    path, clock = small_disk / "spool.db", ManualClock()
+    spool = open_spool(path, clock)
+    for number in range(300):
+        add(spool, clock, number, values={"text": "x" * 1000})
+    overwrite(path)
+    (small_disk / "spool.db.reserve").unlink()
+    with (small_disk / "hog").open("wb", buffering=0) as file:
+        fill(file.fileno())
+    for _ in range(3):
+        with pytest.raises(SpoolError):
+            add(spool, clock)
+        with pytest.raises(SpoolError):
+            spool.status()
+        with pytest.raises(SpoolError):
+            spool.enforce()
+    (small_disk / "hog").unlink()
+    add(spool, clock, 7)
+    spool.enforce()
+    assert [found.values for found in results_of(batch_of(spool))] == [{"number": 7}]
+    assert spool.status().lost_writes == 3
+    spool.close()
+    assert len(list(small_disk.glob("spool.db.damaged-*[0-9]"))) == 1
+
+
+def test_a_damaged_list_of_free_pages_is_an_error_of_ours(tmp_path: Path) -> None:
+    """What cannot be given back to the disk is told as every other problem of the spool is, and writing goes on."""
+    path, clock = tmp_path / "spool.db", ManualClock()
+    spool = open_spool(path, clock)
+    for number in range(800):
+        add(spool, clock, number, values={"text": "x" * 4000})
+    while (batch := spool.batch((), 500, 200_000)) is not None:
+        spool.settle(receipt(batch.space, batch.entries[-1].sequence))
+    with sqlite3.connect(path) as other:
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    other.close()
+    with path.open("r+b") as file:
+        file.seek(32)  # the number of the first page of that list (SQLite's file format, section 1.3)
+        trunk = int.from_bytes(file.read(4), "big")
+        file.seek((trunk - 1) * 4096)
+        file.write(b"\xff" * 4096)
+    spool._file._connection.execute("PRAGMA shrink_memory")  # what it has read already is not what is there now
+    with pytest.raises(SpoolError, match="malformed"):
+        spool.enforce()
+    add(spool, clock, 7)
+    assert spool.status().results == 1
+    spool.close()

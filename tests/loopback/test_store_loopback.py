@@ -22,6 +22,7 @@ from fleet_controller.errors import StoreError, StoreRefusedError, StoreUnavaila
 from fleet_controller.lab.services import Influxd, free_port
 from fleet_controller.store.database import Store, _Line, quote_identifier, quote_string
 from fleet_controller.store.line_protocol import line, tag_text, text
+from probe.messages import Failure, FailureKind, Operation
 
 SINCE = "time > 0"
 
@@ -51,7 +52,7 @@ def field_types(store: Store, measurement: str = "gauge") -> dict[str, str]:
 
 def test_what_is_stored_is_what_was_measured(store: Store, tmp_path: Path) -> None:
     """Integers stay integers, 3.0 stays a float, nanoseconds stay exact, absent stays absent."""
-    values = {"packets_sent": 9_007_199_254_740_993, "delay_median_s": 3.0, "server": 'q"\\ Đà Nẵng\n, = #'}
+    values = {"packets_sent": 9_007_199_254_740_993, "delay_median_s": 3.0, "server": 'q"\\ Đà Nẵng, = #'}
     assert store.write(accepted(tmp_path, result(values=values), result(1, values={"packets_sent": 0}))) == []
     first, second = store.query(f"SELECT * FROM gauge WHERE {SINCE}")
     assert first["time"] == START_UNIX_NS
@@ -64,6 +65,19 @@ def test_what_is_stored_is_what_was_measured(store: Store, tmp_path: Path) -> No
     assert (types["packets_sent"], types["delay_median_s"], types["sequence"]) == ("integer", "float", "integer")
     assert types["fitness_own_load"] == "boolean"
     assert "intercepted" not in types
+
+
+def test_a_strangers_text_is_stored_printable(store: Store, tmp_path: Path) -> None:
+    """Escape sequences, NUL, line breaks and direction marks of a failure's detail or of a value leave blanks only."""
+    garbage = "\x1b]0;owned\x07 \x9b2J\x00\r\n\u202e\u2028Đà Nẵng" + bytes(range(256)).decode("latin-1")
+    failure = Failure(operation=Operation.TLS, kind=FailureKind.OTHER, detail=garbage)
+    values = {"packets_sent": 1, "server": garbage}
+    assert store.write(accepted(tmp_path, result(values=values), result(1, failure=failure))) == []
+    first, second = store.query(f"SELECT server, failure_detail FROM gauge WHERE {SINCE} AND sequence > 0")
+    for stored in (first["server"], second["failure_detail"]):
+        assert stored.isprintable()
+        assert "Đà Nẵng" in stored
+        assert "]0;owned" in stored
 
 
 def test_curves_are_stored_beside(store: Store, tmp_path: Path) -> None:

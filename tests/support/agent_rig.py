@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any
 import msgspec
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
+from probe_file import probe_toml
 
 from fleet_controller.lab.services import Mosquitto, Service, answers, free_port
 from probe.messages import (
@@ -38,27 +40,6 @@ from probe.messages import (
 
 AGENT_ID = "hanoi-1"
 WAIT_S = 30.0
-PROBE_TOML = """\
-agent_id = "{agent_id}"
-state_dir = "{state_dir}"
-status_period_s = 2
-log_level = "INFO"
-[broker]
-host = "127.0.0.1"
-port = {port}
-[spool]
-min_free_disk_bytes = 0
-[targets]
-networks = ["127.0.0.0/8"]
-[[links]]
-name = "fixed0"
-interface = "lo"
-source_address = "127.0.1.1"
-[[links]]
-name = "mobile0"
-interface = "lo"
-source_address = "127.0.2.1"
-"""
 
 
 class Collector:
@@ -149,9 +130,7 @@ class AgentRig:
         self.config = folder / "probe.toml"
         self.broker = Mosquitto(folder / "mosquitto")
         self.agent = self.child("agent", "run", "--config", str(self.config))
-        self.config.write_text(
-            PROBE_TOML.format(agent_id=AGENT_ID, state_dir=self.state_dir, port=self.broker.port), encoding="utf-8"
-        )
+        self.config.write_text(probe_toml(AGENT_ID, self.state_dir, self.broker.port), encoding="utf-8")
         self.http_port, self.stamp_port = free_port(), free_port(kind=socket.SOCK_DGRAM)
         self.peer = self.child(
             "peer",
@@ -208,6 +187,21 @@ def fleet_probe(*arguments: str, time_out_s: float = 60.0) -> subprocess.Complet
     """Run `fleet-probe` to its end."""
     command: Sequence[str] = [sys.executable, "-m", "probe.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=time_out_s)
+
+
+@contextmanager
+def serving_peer(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A `fleet-probe peer` on free ports, and its HTTP port. The caller ends it; what is left is killed."""
+    command = [sys.executable, "-m", "probe.cli", "peer", "--host", "127.0.0.1"]
+    command += ["--http-port", "0", "--stamp-port", "0", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as serving:
+        try:
+            assert serving.stdout is not None
+            said = re.search(r"HTTP port (\d+)", serving.stdout.readline())
+            assert said is not None
+            yield serving, int(said[1])
+        finally:
+            serving.kill()
 
 
 def often(

@@ -13,12 +13,17 @@ from typing import Any, Self
 import pytest
 from certificates import Pair
 
+from probe.clock import SystemClock
+from probe.config import LinkConfig
 from probe.errors import MeasurementFailedError
 from probe.flows.bulk.run import Transfer
 from probe.flows.bulk.stream import Direction, Order
 from probe.flows.bulk.transfer import transfer
 from probe.flows.bulk.wire import TlsTerms
-from probe.messages import FailureKind, Operation
+from probe.links import Link
+from probe.messages import BULK_PATHS, BulkProtocol, FailureKind, Operation, Peer
+from probe.tasks.base import Context
+from probe.tasks.capacity import TASK, CapacityParameters, CapacityValues
 
 BOTH: tuple[Direction, ...] = ("download", "upload")
 MIB = 1 << 20
@@ -43,6 +48,27 @@ def order(port: int, direction: Direction = "download", **changes: Any) -> Order
         "stall_time_out_s": 0.5,
     }
     return Order(**{**defaults, **changes})
+
+
+def order_of(protocol: BulkProtocol, port: int, direction: Direction = "download", **changes: Any) -> Order:
+    """The same to a server of another protocol, with the paths that it has."""
+    download_path, upload_path = BULK_PATHS[protocol]
+    path = download_path if direction == "download" else upload_path
+    return order(port, direction, path=path, protocol=protocol, **changes)
+
+
+async def values_of(direction: Direction, port: int, ca_file: Path | None = None, **peer: Any) -> CapacityValues:
+    """What the task says of a second with two streams; `peer` is more of the instruction's peer."""
+    download_path, upload_path = BULK_PATHS[peer.get("protocol", "http")]
+    whole = Peer(name="p", host=HOST, http_port=port, download_path=download_path, upload_path=upload_path, **peer)
+    context = Context(
+        clock=SystemClock(),
+        time_out_s=20,
+        link=Link(LinkConfig(name="wan", interface="lo", source_address=HOST)),
+        peer=whole,
+        peer_ca_file=None if ca_file is None else str(ca_file),
+    )
+    return await TASK.measure(context, CapacityParameters(direction=direction, max_duration_s=1, streams_max=2))
 
 
 def terms(ca_file: Path, server_name: str = HOST) -> TlsTerms:

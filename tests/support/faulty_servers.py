@@ -50,6 +50,7 @@ class Tcp(IntEnum):
     TLS_CLOSES = 9448
     TLS_GOOD = 9449
     TLS_STALLS = 9450
+    TLS_DNS = 9451
 
 
 class Udp(IntEnum):
@@ -177,6 +178,14 @@ def plain(sock: socket.socket) -> None:
     _hold_short(sock)
 
 
+def resolves(sock: socket.socket) -> None:
+    """Answer one question over a stream (RFC 7858) with nothing but that the name exists."""
+    question = sock.recv(65_536)
+    answer = dns_answer(question[2:], 0)
+    sock.sendall(struct.pack("!H", len(answer)) + answer)
+    _hold_short(sock)
+
+
 LOGIN = "<html><form action='http://login.portal.test/'>Log in to use this network</form></html>"
 PLAIN: dict[Tcp, Callable[[socket.socket], None]] = {
     Tcp.SILENT: silent,
@@ -201,6 +210,7 @@ SECURE: dict[Tcp, tuple[str, Callable[[socket.socket], None]]] = {
     Tcp.TLS_SELF_SIGNED: ("self", stalls),
     Tcp.TLS_GOOD: ("good", says("HTTP/1.1 200 OK", "Content-Type: text/plain", body="the page")),
     Tcp.TLS_STALLS: ("good", stalls),
+    Tcp.TLS_DNS: ("good", resolves),
 }
 
 

@@ -23,11 +23,13 @@ import msgspec
 
 from fleet_controller.lab.namespaces import entered
 from fleet_controller.lab.services import die_with_parent
-from probe.clock import Instant, SystemClock
+from probe.clock import SystemClock
 from probe.config import LinkConfig, Targets
 from probe.links import Link
 from probe.measure.exclusion import HeavyLock
-from probe.measure.measurer import Instructed, Invocation, Measurer
+from probe.measure.invocation import Instructed, Invocation
+from probe.measure.measurer import Measurer
+from probe.measure.rows import LastResult
 from probe.measure.targets import TargetGuard
 from probe.messages import Action, ClockReading, ClockState, Peer, Progress, Result, encode
 from probe.tasks import TASKS
@@ -49,28 +51,6 @@ class Order(msgspec.Struct, frozen=True):
     ca_file: str | None = None
     # Of a continuous task.
     window_s: float | None = None
-
-
-class LastResult:
-    """An outbox that keeps the last result."""
-
-    def __init__(self) -> None:
-        self.result: Result | None = None
-
-    async def begin(self, draft: Result, started: Instant) -> int:  # noqa: ARG002 - measure.Outbox
-        """Keep the draft."""
-        self.result = draft
-        return 1
-
-    async def finish(self, row: int, result: Result) -> int:  # noqa: ARG002 - measure.Outbox
-        """Keep what came of it."""
-        self.result = result
-        return 1
-
-    async def add(self, result: Result, started: Instant) -> int:  # noqa: ARG002 - measure.Outbox
-        """Keep what was not run."""
-        self.result = result
-        return 1
 
 
 class LabProbe:

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 import paho.mqtt.client as mqtt
+import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -288,3 +290,24 @@ class Relay:
                         await sink.drain()
         finally:
             sink.close()
+
+
+def settings_of(broker: Mosquitto, port: int | None = None, keepalive_s: int = 30) -> config.Broker:
+    """The agent's [broker] for a private mosquitto."""
+    return config.Broker(host=broker.host, port=port or broker.port, keepalive_s=keepalive_s)
+
+
+@asynccontextmanager
+async def desk_at(broker: Mosquitto, *, receipting: bool = True, subscribing: bool = True) -> AsyncIterator[Desk]:
+    """A controller that has subscribed."""
+    desk = Desk(broker, receipting=receipting, subscribing=subscribing)
+    try:
+        await desk.until(lambda: desk.ready)
+        yield desk
+    finally:
+        await asyncio.to_thread(desk.close)
+
+
+def told(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:
+    """The warnings and errors that contain these words."""
+    return [r.getMessage() for r in caplog.records if r.levelname in {"WARNING", "ERROR"} and words in r.getMessage()]

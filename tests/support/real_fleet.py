@@ -17,6 +17,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from probe_file import probe_toml
+
 from fleet_controller.lab.services import Dnsmasq, Influxd, Mosquitto, Service, answers, free_port
 
 DATABASE = "fleet"
@@ -63,29 +65,6 @@ port = {broker_port}
 [influxdb]
 url = "{influx_url}"
 database = "{database}"
-"""
-PROBE_TOML = """\
-agent_id = "{agent_id}"
-state_dir = "{state_dir}"
-status_period_s = {status_period_s}
-log_level = "INFO"
-[broker]
-host = "127.0.0.1"
-port = {broker_port}
-[spool]
-min_free_disk_bytes = 0
-[targets]
-networks = ["127.0.0.0/8"]
-[[links]]
-name = "fixed0"
-interface = "lo"
-source_address = "127.0.1.1"
-resolvers = ["127.0.0.1:{dns_port}"]
-[[links]]
-name = "mobile0"
-interface = "lo"
-source_address = "127.0.2.1"
-resolvers = ["127.0.0.1:{dns_port}"]
 """
 
 
@@ -137,15 +116,14 @@ class Fleet:
         )
         for agent_id in self.agent_ids:
             self.state_dir(agent_id).mkdir(parents=True, exist_ok=True)
-            (self.directory / agent_id / "probe.toml").write_text(
-                PROBE_TOML.format(
-                    agent_id=agent_id,
-                    state_dir=self.state_dir(agent_id),
-                    status_period_s=status_period_s,
-                    broker_port=self.broker.port,
-                    dns_port=self.resolver.port,
-                )
+            text = probe_toml(
+                agent_id,
+                self.state_dir(agent_id),
+                self.broker.port,
+                status_period_s=status_period_s,
+                resolver=f"127.0.0.1:{self.resolver.port}",
             )
+            (self.directory / agent_id / "probe.toml").write_text(text)
 
     def start(self, schedules: str = SCHEDULES) -> None:
         """Start the servers, tell the fleet what to measure, start the controller and the probes."""

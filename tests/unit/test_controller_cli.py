@@ -10,7 +10,7 @@ import pytest
 
 from fleet_controller import cli
 from fleet_controller.commands.measure import build_command, expected_results
-from fleet_controller.commands.terminal import printable
+from fleet_controller.commands.terminal import complain, say, say_json
 from fleet_controller.errors import (
     BrokerError,
     ConfigError,
@@ -202,8 +202,18 @@ def test_the_number_of_results_is_known(words: list[str], expected: int) -> None
         (["dn-hai-chau-01", "round_trip", "--peer", "hn"], "hn: there is no such peer in the instruction"),
         (["hn-hoan-kiem-01", "round_trip"], r"the task round_trip needs a peer \(one of hn-vnix, sg-transit\)"),
         (["hn-hoan-kiem-01", "host", "--set", "window_s"], "has no value"),
-        (["hn-hoan-kiem-01", "host", "--set", "window=1"], r"unknown field `window` .*the parameters of host are"),
-        (["hn-hoan-kiem-01", "host", "--set", "window_s=x"], "Expected `float`, got `str`"),
+        (["hn-hoan-kiem-01", "host", "--set", "window=1"], r"host has no such parameter \(did you mean window_s\?\)"),
+        (["hn-hoan-kiem-01", "host", "--set", "window_s=x"], "--set window_s: expected `float`, got `str`"),
+        (["hn-hoan-kiem-01", "host", "--peer", "hn-vnix"], "--peer: this task asks no peer"),
+        (["hn-hoan-kiem-01", "web"], "--set url: no page is named"),
+        (
+            ["hn-hoan-kiem-01", "web", "--peer", "hn-vnix", "--set", "url=http://a.vn/"],
+            "--peer: the page is named twice",
+        ),
+        (
+            ["hn-hoan-kiem-01", "capacity", "--peer", "hn-vnix", "--set", "mode=capped"],
+            r"such as --set max_bytes=\d+\)",
+        ),
     ],
 )
 def test_what_the_fleet_does_not_have_is_refused_here(words: list[str], message: str) -> None:
@@ -212,6 +222,15 @@ def test_what_the_fleet_does_not_have_is_refused_here(words: list[str], message:
         build_command(load_fleet(EXAMPLE), arguments("measure", *words), NOW)
 
 
-def test_strangers_text_commands_no_terminal() -> None:
-    """Escape sequences become visible; Vietnamese stays."""
-    assert printable("Đắk Lắk\x1b[31m\r\x07\n") == "Đắk Lắk\\x1b[31m\\x0d\\x07\n"
+def test_strangers_text_commands_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Escape sequences become visible in results, complaints and JSON, which stays the same JSON; Vietnamese stays."""
+    text = "Đắk Lắk\x1b[31m\r\x07\x9b2J\u202e\U000e0001"
+    say(text)
+    assert capsys.readouterr().out == "Đắk Lắk\\x1b[31m\\x0d\\x07\\x9b2J\\u202e\\U000e0001\n"
+    complain(text)
+    assert capsys.readouterr().err.removesuffix("\n").isprintable()
+    say_json({"text": text})
+    out = capsys.readouterr().out
+    assert json.loads(out) == {"text": text}
+    assert all(line.isprintable() for line in out.splitlines())
+    assert "Đắk Lắk" in out

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -189,6 +190,62 @@ def test_a_reply_doubled_on_the_way_back_changes_nothing() -> None:
 def test_no_split_without_a_count_to_trust(series: list[Arrival]) -> None:
     """Absent, rather than a guess."""
     assert split_loss(range(1, 4), series) is None
+
+
+TRAVELS = st.lists(
+    st.tuples(st.integers(0, 9), st.integers(0, 9), st.sampled_from(["arrives", "lost there", "lost back", "twice"])),
+    min_size=1,
+    max_size=40,
+)
+
+
+def over_time(travels: list[tuple[int, int, str]], restarts_at: int | None = None) -> list[Arrival]:
+    """What comes back of one packet per moment, each with its moments there and back, which let packets overtake.
+
+    From `restarts_at` on another reflector answers, that counts from 0.
+    """
+    reached = [(sent + there, sent, back, fate) for sent, (there, back, fate) in enumerate(travels, 1)]
+    reached += [(at + 1, sent, back, fate) for at, sent, back, fate in reached if fate == "twice"]
+    reached = sorted(one for one in reached if one[3] != "lost there")
+    before = sum(restarts_at is not None and at < restarts_at for at, *_ in reached)
+    numbers = [*range(before), *range(len(reached) - before)]
+    answers = [
+        (at + back, sent, theirs)
+        for theirs, (at, sent, back, fate) in zip(numbers, reached, strict=True)
+        if fate != "lost back"
+    ]
+    # What comes back at the moment in which a packet leaves is read before it.
+    return [Arrival(sent, MS, theirs, min(at - 1, len(travels))) for at, sent, theirs in sorted(answers)]
+
+
+@given(TRAVELS)
+def test_overtaking_alone_never_looks_like_a_restart(travels: list[tuple[int, int, str]]) -> None:
+    """Whatever is lost, doubled and overtakes whatever, on either way: the split is what the numbers alone give."""
+    arrivals = over_time(travels)
+    plain = [Arrival(one.sequence, one.delay_ns, one.reflector_sequence) for one in arrivals]
+    numbers = range(1, len(travels) + 1)
+    assert split_loss(numbers, arrivals) == split_loss(numbers, plain)
+
+
+def test_a_reflector_that_begins_anew_gives_no_split() -> None:
+    """Eight packets there, five of the answers lost, then a new count: by the numbers alone, seven were lost there."""
+    sent = range(1, 16)
+    before = [Arrival(number, MS, number - 1, number) for number in (6, 7, 8)]
+    after = [Arrival(number, MS, number - 11, number) for number in range(11, 16)]
+    assert split_loss(sent, [*before, *after]) is None
+    assert split_loss(sent, before) == LossSplit(0, 5, 7)
+
+
+@given(TRAVELS, st.integers(1, 50))
+def test_no_split_over_a_restart_that_can_be_seen(travels: list[tuple[int, int, str]], restarts_at: int) -> None:
+    """Once an answer of the new count is below one of the old that had come before its packet left, nothing is said."""
+    arrivals = over_time(travels, restarts_at)
+    contradict = any(
+        late.sequence > early.sent_by_then and late.reflector_sequence < early.reflector_sequence  # type: ignore[operator]
+        for early, late in itertools.permutations(arrivals, 2)
+    )
+    if contradict:
+        assert split_loss(range(1, len(travels) + 1), arrivals) is None
 
 
 @given(

@@ -115,3 +115,12 @@ def test_the_wait_for_a_size_is_bounded() -> None:
     for delay_ms, wait_s in ((1, 0.3), (200, 0.6), (2000, 1.5)):
         family.series = series(Arrival(1, delay_ms * MS))
         assert family.mtu_wait_s() == pytest.approx(wait_s)
+
+
+def test_a_gateway_that_is_gone_is_how_the_family_failed() -> None:
+    """Our own kernel's word goes before what the time-outs say, which is only that they were over."""
+    family = Family(FOUND)
+    family.take(series(), Connected(kind=FailureKind.TIMED_OUT))
+    assert family.error() == FailureKind.TIMED_OUT
+    family.own_error = OSError(errno.EHOSTUNREACH, "does not answer for its address")
+    assert family.error() == FailureKind.HOST_UNREACHABLE

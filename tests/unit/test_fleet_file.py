@@ -147,3 +147,11 @@ def test_words_stay_words() -> None:
         "a": "no", "b": "19:30", "c": 1000, "d": "true", "e": True, "f": 1000.0, "g": None, "h": "0o17", "i": -5,
         "j": 0.5,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "-" + "9" * 200, "1e999", "-1e999"])
+def test_a_number_without_bounds_is_a_mistake(tmp_path: Path, number: str) -> None:
+    """A finger on a key: whatever it is read as, it is no period, and the line is told."""
+    text = f"schedules:\n  often:\n    period_s: {number}\n    actions: [{{task: host}}]\n"
+    mistakes = check_text(tmp_path, text).mistakes
+    assert [mistake.line for mistake in mistakes if mistake.severity == "error"] == [3]

@@ -37,6 +37,7 @@ from fleet_controller.instruct import (
     revision_of,
     send_changes,
 )
+from probe import instruction as agent_side
 from probe.messages import Instruction, encode, topic
 from probe.tasks import TASKS
 
@@ -257,9 +258,43 @@ def test_what_does_not_concern_an_agent_is_no_new_revision() -> None:
 
 def test_an_instruction_that_fits_into_no_packet_is_refused() -> None:
     """The broker would cut the connection, again and again."""
-    actions = tuple(FleetAction(task="dns", name=f"a{n}", parameters={"name": "x" * 200}) for n in range(1500))
+    actions = tuple(FleetAction(task="dns", name=f"a{n}", parameters={"name": "x" * 200}) for n in range(150))
+    schedules = {f"s{n}": FleetSchedule(period_s=60, actions=actions) for n in range(10)}
     with pytest.raises(InstructionTooLongError, match=r"hn-01 has .* bytes, more than a packet takes"):
-        instructions_for(fleet_of(schedules={"pulse": FleetSchedule(period_s=60, actions=actions)}))
+        instructions_for(fleet_of(schedules=schedules))
+
+
+def fleet_with(count: int, what: str) -> Fleet:
+    """A fleet whose probe is told so many of something."""
+    names = [f"n{number}" for number in range(count)]
+    host, pulse = FleetAction(task="host"), FleetSchedule(period_s=60, actions=(PING,))
+    if what == "schedules":
+        return fleet_of(schedules=dict.fromkeys(names, FleetSchedule(period_s=60, actions=(host,))))
+    if what == "suppressions":
+        daily = FleetSuppression(daily_start="01:00", daily_end="02:00")
+        return fleet_of(suppressions=dict.fromkeys(names, daily))
+    if what == "links":
+        return fleet_of(probes={"hn-01": FleetProbe(province="ha_noi", links=dict.fromkeys(names, FIXED))})
+    if what == "measurements":
+        actions = tuple(FleetAction(task="host", name=name) for name in names)
+        return fleet_of(schedules={"pulse": FleetSchedule(period_s=60, actions=actions)})
+    peers = dict.fromkeys(names, FleetPeer(host="192.0.2.1", scope="domestic"))
+    halves = (names[: count // 2], names[count // 2 :])
+    asked = [msgspec.structs.replace(PING, peers=tuple(half)) for half in halves]
+    schedules = {f"s{number}": msgspec.structs.replace(pulse, actions=(one,)) for number, one in enumerate(asked)}
+    return fleet_of(peers=peers, schedules=schedules)
+
+
+@pytest.mark.parametrize(
+    ("what", "most"),
+    [("schedules", 64), ("peers", 256), ("suppressions", 64), ("links", 16), ("measurements", 256)],
+)
+def test_the_bounds_of_an_agent_are_kept_here_too(what: str, most: int) -> None:
+    """What is compiled the agent takes; one more would make it refuse the whole, so it is refused here."""
+    told = compile_instruction(fleet_with(most, what), "hn-01", 0)
+    assert agent_side.parse(encode(told), "hn-01") == told
+    with pytest.raises(InstructionTooLongError, match=f"hn-01 has {most + 1} {what}.*, and an agent takes {most}"):
+        compile_instruction(fleet_with(most + 1, what), "hn-01", 0)
 
 
 def test_the_plan_tells_new_changed_same_and_unknown_apart() -> None:

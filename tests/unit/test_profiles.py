@@ -8,7 +8,7 @@ import pytest
 
 from fleet_controller.errors import ConfigError
 from fleet_controller.lab import matrix
-from fleet_controller.lab.compare import Comparison
+from fleet_controller.lab.comparison import Comparison
 from fleet_controller.lab.line import line_pair
 from fleet_controller.lab.matrix import Case, Row, cases_of, summarise
 from fleet_controller.lab.profile import LinkProfile, tcp_payload_bps
@@ -16,7 +16,17 @@ from fleet_controller.lab.profiles import find_profile, load_profiles
 
 LINE = "[x]\ndownload_bps = 1000000\nupload_bps = 1000000\ndelay_s = 0.01\n"
 ASKED_FOR = {
-    *("ftth_150_100", "ftth_1000_500", "ftth_300_300", "cable", "4g_good", "4g_edge", "5g", "microwave_rain"),
+    *(
+        "ftth_150_100",
+        "ftth_1000_500",
+        "ftth_300_300",
+        "ftth_shallow",
+        "cable",
+        "4g_good",
+        "4g_edge",
+        "5g",
+        "microwave_rain",
+    ),
     *("satellite", "leo", "dsl_bloat", "wifi_reorder", "ipv6_broken", "v6_only", "pmtu_blackhole"),
 }
 

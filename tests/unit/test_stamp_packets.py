@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from stamp_spelt import HALF_PAST_NS, REFLECTOR, SENDER
 
 from probe.flows.echo.engine import Reply
 from probe.flows.echo.stamp import StampProtocol
@@ -39,34 +40,21 @@ REFLECTOR_BYTES = bytes.fromhex(
     "3f"  # session-sender TTL: 63
     "000000"  # must be zero
 )
-HALF_PAST_NS = 1_704_067_200_500_000_000
 READING = ClockReading(state=ClockState.SYNCHRONISED, max_error_s=0.001)
 
 
 def test_sender_packet_is_byte_exact() -> None:
     """44 bytes, each field where RFC 8762 figure 2 has it."""
-    packet = SenderPacket(0x01020304, ntp_of(HALF_PAST_NS), 0x8CC8, 0xBEEF)
-    assert packet.encode() == SENDER_BYTES
-    assert SenderPacket.decode(SENDER_BYTES) == packet
+    assert SENDER.encode() == SENDER_BYTES
+    assert SenderPacket.decode(SENDER_BYTES) == SENDER
     assert len(SENDER_BYTES) == PACKET_BYTES == 44
 
 
 def test_reflector_packet_is_byte_exact() -> None:
     """44 bytes, each field where RFC 8762 figure 4 has it."""
-    packet = ReflectorPacket(
-        sequence=7,
-        timestamp=ntp_of(HALF_PAST_NS + 500_000_000),
-        error_estimate=0x0101,
-        session=0xBEEF,
-        receive_timestamp=ntp_of(HALF_PAST_NS + 250_000_000),
-        sender_sequence=0x01020304,
-        sender_timestamp=ntp_of(HALF_PAST_NS),
-        sender_error_estimate=0x8CC8,
-        sender_ttl=63,
-    )
-    assert packet.encode() == REFLECTOR_BYTES
-    assert ReflectorPacket.decode(REFLECTOR_BYTES) == packet
-    assert packet.residence_ns() == 250_000_000
+    assert REFLECTOR.encode() == REFLECTOR_BYTES
+    assert ReflectorPacket.decode(REFLECTOR_BYTES) == REFLECTOR
+    assert REFLECTOR.residence_ns() == 250_000_000
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,14 @@ def test_words_of_an_agent_are_no_markup() -> None:
     assert "[/red][bold]1.0" in shown(view)
 
 
+def test_words_of_an_agent_command_no_terminal() -> None:
+    """Nor does what it writes clear a screen or turn a line round."""
+    problem = "\x1b[2J\x9b31mbroken\u202e\r"
+    view = view_fleet(FLEET, DESIRED, {}, said("a", instruction_problem=problem, agent_version=problem), dict, NOW)
+    assert "\\x1b[2J\\x9b31mbroken\\u202e\\x0d" in shown(view)
+    assert all(line.isprintable() for line in shown(view).splitlines())
+
+
 def test_the_question_to_the_database_has_a_bound() -> None:
     """It names our measurements, a time bound and nothing that one of the three InfluxDB generations lacks."""
     asked: list[str] = []

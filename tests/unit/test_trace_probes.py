@@ -7,11 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probe.flows.echo.icmp import checksum
+from probe.flows.echo.stamp_authenticated import (
+    AUTHENTICATED_BYTES,
+    decode_sender,
+    encode_reflector,
+    encode_sender,
+    key_of,
+)
 from probe.flows.echo.stamp_packets import ReflectorPacket, SenderPacket
 from probe.flows.moments import Moment
 from probe.flows.path.trace_probes import EchoProbes, NothingQuotedError, StampProbes, TraceProbes
 from probe.messages import ClockReading, ClockState
 
+KEY = bytes(range(32))
 SENT = Moment(1_704_067_200_123_456_789, 5)
 NUMBERS = st.integers(min_value=0, max_value=0xFFFF)
 
@@ -21,16 +29,21 @@ def stamp_probes() -> StampProbes:
     return StampProbes(ClockReading(state=ClockState.SYNCHRONISED, max_error_s=0.01))
 
 
-def both() -> tuple[TraceProbes, TraceProbes]:
+def sealed_probes() -> StampProbes:
+    """The same with a key."""
+    return StampProbes(ClockReading(state=ClockState.SYNCHRONISED, max_error_s=0.01), KEY)
+
+
+def each_kind() -> tuple[TraceProbes, ...]:
     """Each kind of probe."""
-    return stamp_probes(), EchoProbes(4)
+    return stamp_probes(), sealed_probes(), EchoProbes(4)
 
 
 @given(NUMBERS, NUMBERS, st.integers(min_value=0, max_value=10**9))
 def test_the_checksum_never_changes(first: int, second: int, later_ns: int) -> None:
     """Whatever the number and the time, the ones' complement sum of a trace's packets is one and the same."""
     later = Moment(SENT.wall_ns + later_ns, SENT.monotonic_ns + later_ns)
-    for probes in both():
+    for probes in each_kind():
         assert checksum(probes.request(first, SENT)) == checksum(probes.request(second, later))
 
 
@@ -43,16 +56,28 @@ def test_stamp_probes_are_stamp_packets(number: int) -> None:
     assert decoded.sequence == number
 
 
-def reflected(packet: bytes, **changes: int) -> bytes:
+@given(NUMBERS)
+def test_with_a_key_they_are_authenticated_stamp_packets(number: int) -> None:
+    """A reflector with that key takes them, with another it does not: 112 bytes, and the word for the checksum."""
+    packet = sealed_probes().request(number, SENT)
+    assert len(packet) == AUTHENTICATED_BYTES + 2
+    assert (key_of(packet, [KEY]), key_of(packet, [bytes(32)])) == (KEY, None)
+    decoded = decode_sender(packet)
+    assert decoded is not None
+    assert decoded.sequence == number
+
+
+def reflected(packet: bytes, key: bytes | None = None, **changes: int) -> bytes:
     """What a reflector answers."""
-    sender = SenderPacket.decode(packet)
+    sender = SenderPacket.decode(packet) if key is None else decode_sender(packet)
     assert sender is not None
     fields = {
         "sequence": 0, "timestamp": 3 << 32, "error_estimate": 1, "session": sender.session,
         "receive_timestamp": 2 << 32, "sender_sequence": sender.sequence, "sender_timestamp": sender.timestamp,
         "sender_error_estimate": sender.error_estimate, "sender_ttl": 60,
     }  # fmt: skip
-    return ReflectorPacket(**(fields | changes)).encode()
+    answer = ReflectorPacket(**(fields | changes))
+    return answer.encode() if key is None else encode_reflector(answer, key)
 
 
 def test_a_reflectors_answer_is_read() -> None:
@@ -72,6 +97,18 @@ def test_forged_answers_are_not() -> None:
     assert probes.reply(b"") is None
 
 
+def test_with_a_key_only_what_it_sealed_is_an_answer() -> None:
+    """Not what nobody sealed, not what another key did, and not one of another trace."""
+    probes = sealed_probes()
+    packet = probes.request(7, SENT)
+    assert probes.reply(reflected(packet, KEY)) == (7, 1_000_000_000)
+    assert probes.reply(reflected(packet, KEY, sender_timestamp=1)) is None
+    assert probes.reply(reflected(packet, KEY)[:-1] + b"\0") is None
+    other_key = encode_sender(SenderPacket(7, 1, 1), bytes(32))
+    assert probes.reply(reflected(other_key, bytes(32))) is None
+    assert probes.reply(reflected(stamp_probes().request(7, SENT))) is None
+
+
 def test_an_echo_reply_is_read_by_its_token() -> None:
     """The identifier is the kernel's affair; another program's reply has another token."""
     probes, others = EchoProbes(4), EchoProbes(4)
@@ -85,7 +122,7 @@ def test_an_echo_reply_is_read_by_its_token() -> None:
 @given(st.binary(max_size=600))
 def test_any_quotation_can_be_read(quoted: bytes) -> None:
     """Whatever a router quotes, it is one of our numbers, nothing, or too short to tell."""
-    for probes in both():
+    for probes in each_kind():
         probes.request(1, SENT)
         try:
             assert probes.quoted(quoted) in {1, None}
@@ -95,7 +132,7 @@ def test_any_quotation_can_be_read(quoted: bytes) -> None:
 
 def test_quotations_are_told_apart() -> None:
     """As much as a router quotes must be ours, byte for byte; what follows (RFC 4884 padding) does not matter."""
-    for probes in both():
+    for probes in each_kind():
         for number in range(3):
             probes.request(number, SENT)
         packet = probes.request(2, SENT)

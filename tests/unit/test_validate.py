@@ -219,6 +219,14 @@ def test_what_the_database_refused_can_be_validated_again(tmp_path: Path) -> Non
     assert refused(again, "400: still no").identity == rejected.identity
 
 
+def test_a_rejection_is_told_in_printable_words(tmp_path: Path) -> None:
+    """What a stranger wrote stands in the detail, without what a terminal obeys."""
+    name = "gauge\x1b[2J\u202e\n"
+    (rejected,) = validate(tmp_path, encode(report(altered(result(), task=name, link=name)))).rejected
+    assert rejected.detail.isprintable()
+    assert "gauge" in rejected.detail
+
+
 def test_a_fault_of_the_controller_stops_nothing(tmp_path: Path) -> None:
     """A result on which our own code fails is rejected with the fault, and the next one is accepted."""
     validator = Validator(fleet(tmp_path), TASKS)

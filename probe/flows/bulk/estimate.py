@@ -98,6 +98,7 @@ class CapacityEstimator:
         self._phase = _Phase.RAMP
         self._peak_bps = 0.0
         self._risen_s = 0.0
+        self._calm_s = _BATCH_S
         self._stage_s = 0.0
         self._stage_before_bps = 0.0
         self._steady_since_s: float | None = None
@@ -129,6 +130,11 @@ class CapacityEstimator:
     def ramp_is_over(self) -> bool:
         """Whether the streams that run now have found their rate."""
         return self._phase is not _Phase.RAMP
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether the rate has stopped rising, as far as can be told at once; `ramp_is_over` takes longer."""
+        return self.ramp_is_over or (self._peak_bps > 0 and self.last_s - self._risen_s >= self._calm_s)
 
     def advise(self, rtt_s: float, *, can_grow: bool) -> tuple[Advice, StopReason | None]:
         """Say what to do after the last sample; a reason comes with STOP."""
@@ -172,6 +178,7 @@ class CapacityEstimator:
     def _advise_in_ramp(self, now_s: float, rtt_s: float, *, can_grow: bool) -> Advice:
         # In less than a round trip slow start sends bursts at the line's rate: their peak says nothing.
         batch_s = max(_BATCH_S, rtt_s)
+        self._calm_s = batch_s / 2
         if now_s < batch_s:
             return Advice.GO_ON
         batch_bps = self._rate_bps(now_s - batch_s, now_s)

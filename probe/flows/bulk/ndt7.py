@@ -183,15 +183,17 @@ class Ndt7Upload(UploadStream):
             if self._session.reply:
                 return
         offset, frame_rest_bytes = self._sent_bytes % self._source_bytes, FRAME_BYTES - in_frame_bytes
-        count = min(self._source_bytes - offset, self._granted_bytes, SEND_BYTES_MAX)
+        granted_bytes = _with_headers(self._granted_bytes, frame_rest_bytes % FRAME_BYTES)
+        count = min(self._source_bytes - offset, granted_bytes, SEND_BYTES_MAX)
         # Stop at the frame's end, but never offer less than the record that the wire wants again.
         if self._session.reply and (not self._is_blocked or frame_rest_bytes >= RECORD_BYTES):
             count = min(count, frame_rest_bytes)
         sent_bytes = self.wire.send_source(self._source, offset, count)
         self._is_blocked = sent_bytes < count
-        self._granted_bytes -= sent_bytes
+        begun_before = _frames_begun(self._sent_bytes)
         self._sent_bytes += sent_bytes
-        begun = -(-self._sent_bytes // FRAME_BYTES)
+        begun = _frames_begun(self._sent_bytes)
+        self._granted_bytes -= sent_bytes - (begun - begun_before) * HEADER_BYTES
         self._head_bytes = self._handshake_bytes + begun * HEADER_BYTES
 
     def _send_reply(self) -> None:
@@ -208,3 +210,13 @@ class Ndt7Upload(UploadStream):
             self._session.end(error)
         except EndedError:
             self._enter(StreamState.ENDED)
+
+
+def _frames_begun(sent_bytes: int) -> int:
+    return -(-sent_bytes // FRAME_BYTES)
+
+
+def _with_headers(payload_bytes: int, frame_rest_bytes: int) -> int:
+    """What so much payload takes on the connection, `frame_rest_bytes` of which still fit into the frame under way."""
+    new_frames = -(-max(0, payload_bytes - frame_rest_bytes) // (FRAME_BYTES - HEADER_BYTES))
+    return payload_bytes + new_frames * HEADER_BYTES

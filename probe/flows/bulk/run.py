@@ -17,7 +17,7 @@ from probe.flows.bulk.dialects import StreamMaker
 from probe.flows.bulk.estimate import SAMPLE_PERIOD_S, Advice, CapacityEstimator, StopReason
 from probe.flows.bulk.result import Transfer as Transfer  # noqa: PLC0414 - others know it by this module
 from probe.flows.bulk.result import delay_min_s, tcp_facts
-from probe.flows.bulk.stream import RECEIVE_BYTES_MAX, Order, Stream, StreamState
+from probe.flows.bulk.stream import RECEIVE_BYTES_MAX, Direction, Order, Stream, StreamState
 from probe.flows.tcp_info import TcpInfo
 from probe.messages import FailureKind, NotRunReason, Operation
 
@@ -42,11 +42,12 @@ _REPLACED_MAX: Final = 8
 _PAUSE_MIN_S: Final = 0.001
 _PAUSE_FIRST_S: Final = 0.002  # until the first sample, when nothing is known yet
 _PAUSE_S_MAX: Final = 0.034
-_PAUSE_IN_RAMP_S_MAX: Final = 0.015
+_PAUSE_RISING_S_MAX: Final = 0.015
 # A cap ends within a second, most of it ramp, and each part of it waits to be asked for: nothing may be late.
 _PAUSE_CAPPED_S_MAX: Final = 0.004
-_PAUSE_SHARE: Final = 3
-_PAUSE_IN_RAMP_SHARE: Final = 4
+# What waits to be sent is known, how wide a window is only roughly.
+_PAUSE_SHARES: Final[dict[Direction, int]] = {"download": 3, "upload": 2}
+_PAUSE_RISING_SHARE: Final = 4
 # When a limit is about to be reached, its moment matters.
 _LAST_PERIOD_S: Final = 0.005
 _TUNE_PERIOD_S: Final = 0.2
@@ -384,22 +385,22 @@ class Run:
         """Adapt to the rate: what is asked for ahead, what waits in the sockets, how often they are looked at."""
         if now_s < self._next_tune_s:
             return
-        ramp_is_over = self._estimator.ramp_is_over
+        is_calm, ramp_is_over = self._estimator.is_calm, self._estimator.ramp_is_over
         self._next_tune_s = now_s + (_TUNE_PERIOD_S if ramp_is_over else 0.0)
         for stream in self._streams.values():
-            stream.tune(now_s, ramp_is_over=ramp_is_over)
-        self._pause_s = self._suitable_pause_s(ramp_is_over=ramp_is_over)
+            stream.tune(now_s)
+        self._pause_s = self._suitable_pause_s(is_calm=is_calm)
         under_way_bytes = self._estimator.rate_bps() / _BITS * (self._rtt_s() + self._pause_s)
         self._allowance.ask_ahead(under_way_bytes * (1 if ramp_is_over else _GROWTH_IN_RAMP))
 
-    def _suitable_pause_s(self, *, ramp_is_over: bool) -> float:
+    def _suitable_pause_s(self, *, is_calm: bool) -> float:
         lasts_s = min((stream.lasts_s for stream in self._streams.values()), default=0.0)
-        if self._is_capped and not ramp_is_over:
+        if self._is_capped and not is_calm:
             return _PAUSE_MIN_S
-        if ramp_is_over:
+        if is_calm:
             longest_s = _PAUSE_CAPPED_S_MAX if self._is_capped else _PAUSE_S_MAX
-            return max(_PAUSE_MIN_S, min(longest_s, lasts_s / _PAUSE_SHARE))
-        return max(_PAUSE_MIN_S, min(_PAUSE_IN_RAMP_S_MAX, lasts_s / _PAUSE_IN_RAMP_SHARE))
+            return max(_PAUSE_MIN_S, min(longest_s, lasts_s / _PAUSE_SHARES[self._order.direction]))
+        return max(_PAUSE_MIN_S, min(_PAUSE_RISING_S_MAX, lasts_s / _PAUSE_RISING_SHARE))
 
     def _rtt_s(self) -> float:
         return delay_min_s(self._infos((*self._streams.values(), *self._ended))) or _RTT_UNKNOWN_S

@@ -235,7 +235,7 @@ class Stream(ABC):
         return self.counted_bytes
 
     @abstractmethod
-    def tune(self, now_s: float, *, ramp_is_over: bool) -> None:
+    def tune(self, now_s: float) -> None:
         """Adapt to the stream's rate; called five times a second, in the ramp 20 times."""
 
     def _latest_bytes_per_s(self, now_s: float) -> float | None:

@@ -56,13 +56,12 @@ class DownloadStream(Stream):
         if allowance.by_window:
             self._open_window()
 
-    def tune(self, now_s: float, *, ramp_is_over: bool) -> None:
+    def tune(self, now_s: float) -> None:
         """See how much more than a round trip's worth the receive window holds: so long what comes can be left there.
 
         What is left lengthens the round trip of the window. While that is narrow it must be taken at once, or the
         kernel would not widen it.
         """
-        del ramp_is_over
         bytes_per_s = self._latest_bytes_per_s(now_s)
         if not bytes_per_s:  # nothing came: whenever it is looked at is soon enough
             self.lasts_s = math.inf

@@ -48,19 +48,20 @@ class UploadStream(Stream):
         if allowance.is_limited:
             self._limit_unsent(min(allowance.part_bytes, _NOTSENT_BYTES))
 
-    def tune(self, now_s: float, *, ramp_is_over: bool) -> None:
+    def tune(self, now_s: float) -> None:
         """Let more wait in the socket of a fast stream."""
-        del ramp_is_over
         bytes_per_s = self._latest_bytes_per_s(now_s)
         if bytes_per_s is None:
             return
         limit_bytes = min(int(bytes_per_s * _NOTSENT_S), _NOTSENT_BYTES_MAX)
         if limit_bytes > self._unsent_bytes_max:
             self._limit_unsent(limit_bytes)
-        # Where it flows, this comes right after it was filled up; where it does not, the kernel asks for more when half
-        # of it is gone.
-        unsent_bytes = self.info.not_sent_bytes if self.flows and self.info is not None else None
-        self.lasts_s = (unsent_bytes or self._unsent_bytes_max / 2) / max(bytes_per_s, 1.0)
+        # Where it flows, this comes right after it was filled up, elsewhere at the end of a pause. On a line with a shallow
+        # buffer the kernel holds less than it is allowed to.
+        unsent_bytes = None if self.info is None else self.info.not_sent_bytes
+        if unsent_bytes is None:  # Linux before 4.6; it asks for more when half is gone
+            unsent_bytes = self._unsent_bytes_max // 2
+        self.lasts_s = unsent_bytes / max(bytes_per_s, 1.0)
 
     def refresh(self) -> int:
         """Ask the kernel how many bytes of payload have been delivered; spent when there will be no more."""

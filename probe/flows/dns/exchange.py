@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 import socket
 import struct
 import time
@@ -28,6 +29,18 @@ Server = tuple[str, int]
 _DATAGRAM_BYTES_MAX: Final = 4096
 _ANCILLARY_BYTES: Final = 64
 _LENGTH: Final = struct.Struct("!H")  # RFC 1035 section 4.2.2: the prefix of a message over TCP
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait: `step_s` for each step of a try, and never beyond `until_s` on the monotonic clock."""
+
+    step_s: float
+    until_s: float = math.inf
+
+    def left_s(self) -> float:
+        """What the next step may take."""
+        return max(min(self.step_s, self.until_s - time.monotonic()), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +75,18 @@ def version_of(address: str) -> IpVersion:
 
 
 async def ask_by_datagram(
-    link: Link, server: Server, question: Question, time_out_s: float, usage: ByteCount
+    link: Link, server: Server, question: Question, patience: Patience, usage: ByteCount
 ) -> Answer:
-    """One try over UDP and, when the answer does not fit, over TCP."""
+    """One try over UDP and, when the answer does not fit, over TCP: two steps."""
     began = now()
     with link.socket(version_of(server[0]), socket.SOCK_DGRAM) as sock:
         try:
-            answer = await _Datagrams(sock, server, question, usage).ask(time_out_s)
+            answer = await _Datagrams(sock, server, question, usage).ask(patience.left_s())
         except OSError as error:
             raise failed(Operation.RESOLVE, error) from error
     if not answer.reply.truncated:
         return answer
-    reply, arrived_ns = await _ask_again_over_tcp(link, server, question, time_out_s, usage)
+    reply, arrived_ns = await _ask_again_over_tcp(link, server, question, patience.left_s(), usage)
     response_time_s = (arrived_ns - began.monotonic_ns) / NS_PER_S
     return replace(answer, reply=reply, response_time_s=response_time_s, used_tcp=True)
 

@@ -7,12 +7,13 @@ random source port; only the asked server's address is listened to, and only the
 from __future__ import annotations
 
 import ipaddress
+import math
 import time
 from dataclasses import replace
 from typing import Final
 
 from probe.errors import MeasurementFailedError, NotRunError
-from probe.flows.dns.exchange import Answer, Server, ask_by_datagram, version_of
+from probe.flows.dns.exchange import Answer, Patience, Server, ask_by_datagram, version_of
 from probe.flows.dns.message import Question, RecordType, Wishes, check_rcode
 from probe.flows.http.channel import ByteCount, Tally
 from probe.links import IpVersion, Link
@@ -26,12 +27,11 @@ _RECORD_TYPE: Final[dict[int, RecordType]] = {4: "A", 6: "AAAA"}
 _PLAIN: Final = Wishes()
 
 
-async def resolve_host(
-    link: Link, host: str, version: IpVersion, time_out_s: float, usage: ByteCount | None = None
-) -> str:
+async def resolve_host(link: Link, host: str, version: IpVersion, time_out_s: float, usage: ByteCount) -> str:
     """Find the address of `host` with the link's own resolvers; an address passes through.
 
-    Each resolver is asked in turn, twice around, until one knows. That a name does not exist is final.
+    Each resolver is asked in turn, twice around, until one knows, or until `time_out_s` is over. That a name does not
+    exist is final. `usage` is told what it cost.
 
     Raises:
         MeasurementFailedError: (resolve, ...) no resolver knew it within `time_out_s`.
@@ -43,11 +43,10 @@ async def resolve_host(
     deadline_s = time.monotonic() + time_out_s
     problem: MeasurementFailedError | None = None
     for server in reachable_resolvers(link) * 2:
-        try_time_out_s = min(TRY_TIME_OUT_S, deadline_s - time.monotonic())
-        if try_time_out_s <= 0:
+        if time.monotonic() >= deadline_s:
             break
         try:
-            return await _first_address(link, server, host, version, try_time_out_s, usage)
+            return await _first_address(link, server, host, version, deadline_s, usage)
         except MeasurementFailedError as error:
             if error.failure.kind in {FailureKind.NAME_NOT_FOUND, FailureKind.NO_ANSWER}:
                 raise
@@ -65,8 +64,11 @@ async def query(
     *,
     wishes: Wishes = _PLAIN,
     usage: ByteCount | None = None,
+    until_s: float = math.inf,
 ) -> Answer:
     """Ask one server for one record, each try for `time_out_s` at most over UDP, and again over TCP.
+
+    All of it ends at `until_s` on the monotonic clock.
 
     Raises:
         MeasurementFailedError: (resolve, timed_out | refused | malformed | ...) what ended the last try.
@@ -75,9 +77,10 @@ async def query(
     for attempt in range(1, tries + 1):
         question = question_for(name, record_type, wishes)
         try:
-            answer = await ask_by_datagram(link, server, question, time_out_s, usage or Tally())
+            patience = Patience(time_out_s, until_s)
+            answer = await ask_by_datagram(link, server, question, patience, usage or Tally())
         except MeasurementFailedError:
-            if attempt == tries:
+            if attempt == tries or time.monotonic() >= until_s:
                 raise
         except NotRunError as error:
             if attempt == 1:
@@ -116,9 +119,9 @@ def _has_source(link: Link, version: IpVersion) -> bool:
 
 
 async def _first_address(
-    link: Link, server: Server, host: str, version: IpVersion, time_out_s: float, usage: ByteCount | None
+    link: Link, server: Server, host: str, version: IpVersion, until_s: float, usage: ByteCount
 ) -> str:
-    answer = await query(link, server, host, _RECORD_TYPE[version], time_out_s, usage=usage)
+    answer = await query(link, server, host, _RECORD_TYPE[version], TRY_TIME_OUT_S, usage=usage, until_s=until_s)
     check_rcode(answer.rcode, server[0])
     if not answer.addresses:
         raise MeasurementFailedError(

@@ -14,7 +14,7 @@ from typing import Final, Literal, Protocol
 
 from probe.clock import NS_PER_S, Clock
 from probe.errors import MeasurementFailedError
-from probe.flows.dns.exchange import Answer, Server, ask_by_datagram, ask_over, version_of
+from probe.flows.dns.exchange import Answer, Patience, Server, ask_by_datagram, ask_over, version_of
 from probe.flows.dns.message import NotTheAnswerError, Question, UnreadableError
 from probe.flows.http.channel import ByteCount, Channel, open_channel
 from probe.flows.http.exchange import HTTP_1_1, HTTP_2, HttpConnection
@@ -86,7 +86,8 @@ async def open_session(link: Link, where: Where, clock: Clock, usage: ByteCount)
             return
         alpn = _DOT if where.transport == "tls" else (HTTP_2, HTTP_1_1)
         await channel.secure(where.server_name or where.server[0], alpn, clock, where.time_out_s)
-        await channel.settle()
+        # What follows the handshake is part of that step, and of its time.
+        await channel.settle(max(where.time_out_s - (channel.tls_s or 0.0), 0.0))
         yield _Stream(channel, where) if where.transport == "tls" else _Https(channel, where)
     finally:
         channel.close()
@@ -104,7 +105,8 @@ class _Udp:
 
     async def ask(self, question: Question) -> Answer:
         """Over UDP, and over TCP when the answer was cut short."""
-        return await ask_by_datagram(self._link, self._where.server, question, self._where.time_out_s, self._usage)
+        patience = Patience(self._where.time_out_s)
+        return await ask_by_datagram(self._link, self._where.server, question, patience, self._usage)
 
 
 class _Stream:

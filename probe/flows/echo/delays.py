@@ -27,11 +27,13 @@ class Arrival:
         sequence: the number of the packet that it answers.
         delay_ns: round-trip delay less the time spent in the reflector; absent when no clock vouches for it.
         reflector_sequence: how many packets the reflector had answered before; absent when it does not count.
+        sent_by_then: the highest number that had been sent when it was read; absent when nobody noted it.
     """
 
     sequence: int
     delay_ns: int | None
     reflector_sequence: int | None = None
+    sent_by_then: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,10 +183,13 @@ def split_loss(sent: Sequence[int], arrivals: Sequence[Arrival]) -> LossSplit | 
         arrivals: what came back.
 
     Returns:
-        The split, or absent when nothing came back, or the reflector keeps no count, or a count that cannot be.
+        The split, or absent when nothing came back, or the reflector keeps no count, or a count that cannot be, such as
+        that of one that was started anew in the middle.
     """
     numbers = [(a.sequence, a.reflector_sequence) for a in arrivals if a.reflector_sequence is not None]
     if not numbers or len(numbers) < len(arrivals) or all(theirs == ours for ours, theirs in numbers):
+        return None
+    if _began_anew(arrivals):
         return None
     answered = {ours for ours, _ in numbers}
     # One packet answered under two numbers reached the reflector twice.
@@ -195,3 +200,23 @@ def split_loss(sent: Sequence[int], arrivals: Sequence[Arrival]) -> LossSplit | 
     if forward < 0 or backward < 0:
         return None
     return LossSplit(forward=forward, backward=backward, unattributed=len(sent) - sent_until)
+
+
+def _began_anew(arrivals: Sequence[Arrival]) -> bool:
+    """Whether the reflector gave a number twice, or a lower one to a packet that was sent after a higher one was read.
+
+    However packets overtake each other, what is sent after an answer has come is counted after it.
+    """
+    numbers = [-1 if one.reflector_sequence is None else one.reflector_sequence for one in arrivals]
+    pairs = list(zip(numbers, arrivals, strict=True))
+    given: dict[int, int] = {}
+    if any(given.setdefault(theirs, one.sequence) != one.sequence for theirs, one in pairs):
+        return True
+    # In the order of reading, in which both rise.
+    sent_by_then = [one.sent_by_then or 0 for one in arrivals]
+    highest = [-1, *itertools.accumulate(numbers, max)]
+    return any(
+        theirs < highest[bisect.bisect_left(sent_by_then, one.sequence)]
+        for theirs, one in pairs
+        if one.sent_by_then is not None
+    )

@@ -192,7 +192,8 @@ class Echo:
         # What comes after Tmax is lost (RFC 6673 section 3), whoever waits for it.
         if away_ns > self._plan.time_out_s * NS_PER_S:
             return
-        self._series.arrivals.append(Arrival(reply.sequence, delay, reply.reflector_sequence))
+        sent_by_then = self._series.sent_sequences[-1]
+        self._series.arrivals.append(Arrival(reply.sequence, delay, reply.reflector_sequence, sent_by_then))
         if delay is not None:
             self._series.note_stamped(_who_stamped(stamp_ns, departed_ns))
         self._settle(reply.sequence)

@@ -118,21 +118,23 @@ class Channel:
         self._connection = connection
         self.tls = facts(connection, clock.wall_ns())
 
-    async def settle(self) -> None:
+    async def settle(self, time_out_s: float) -> None:
         """Let the other side finish what it sends unasked after a handshake (session tickets, RFC 8446 section 4.6.1).
 
         A server without TCP_NODELAY holds its second ticket back until the first is confirmed, and its first answer
         until the second is: round trips that have nothing to do with what it was asked. Waits one and a half of them
-        for each; some servers send none.
+        for each, and `time_out_s` at most; some servers send none.
         """
         if self.tls is None or self.tls.version != _TLS_1_3:
             return
-        patience_s = _PATIENCE_ROUND_TRIPS * (self.handshake_rtt_s or self.connect_s)
+        # Connecting takes a second longer where a SYN was lost; the handshake is a round trip too.
+        round_trip_s = self.handshake_rtt_s or min(self.connect_s, self.tls_s or self.connect_s)
         with contextlib.suppress(TimeoutError, OSError):  # an error is told at the next step
-            for _ in range(_TICKETS):
-                async with asyncio.timeout(patience_s):
-                    self._incoming.write(await self._take())
-                self._confirm()
+            async with asyncio.timeout(time_out_s):
+                for _ in range(_TICKETS):
+                    async with asyncio.timeout(_PATIENCE_ROUND_TRIPS * round_trip_s):
+                        self._incoming.write(await self._take())
+                    self._confirm()
 
     async def send(self, content: bytes) -> None:
         """Send all of it.

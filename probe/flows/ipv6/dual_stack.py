@@ -33,8 +33,9 @@ _TRY_TIME_OUT_S: Final = 1.5
 # Losses come in bursts: after two lost questions it is too early to say that nobody answers.
 _TRIES: Final = 3
 _RESOLVERS_MAX: Final = 2
-# One try may cost its time twice: over UDP, then over TCP.
-LOOKUP_S_MAX: Final = _TRY_TIME_OUT_S * (_TRIES + 1) * _RESOLVERS_MAX
+# For one more try than there are: a cut answer is asked for again over TCP.
+_RESOLVER_S_MAX: Final = _TRY_TIME_OUT_S * (_TRIES + 1)
+LOOKUP_S_MAX: Final = _RESOLVER_S_MAX * _RESOLVERS_MAX
 
 OpenEcho = Callable[[IpVersion], tuple[socket.socket, EchoProtocol]]
 
@@ -85,8 +86,11 @@ async def look_up(link: Link, host: str, version: IpVersion, usage: ByteCount) -
 
 async def ask_resolver(link: Link, server: Server, host: str, version: IpVersion, usage: ByteCount) -> Lookup:
     """Ask one resolver. That it knows of no such record is an answer."""
+    until_s = time.monotonic() + _RESOLVER_S_MAX
     try:
-        answer = await query(link, server, host, _RECORD_TYPE[version], _TRY_TIME_OUT_S, _TRIES, usage=usage)
+        answer = await query(
+            link, server, host, _RECORD_TYPE[version], _TRY_TIME_OUT_S, _TRIES, usage=usage, until_s=until_s
+        )
         check_rcode(answer.rcode, server[0])
     except MeasurementFailedError as error:
         kind = error.failure.kind

@@ -31,12 +31,16 @@ _MTU_WAIT_S: Final = (0.3, 1.5)
 
 @dataclass(slots=True)
 class Family:
-    """What is known of one family. `state` is absent as long as no step has failed."""
+    """What is known of one family. `state` is absent as long as no step has failed.
+
+    `own_error` is our own kernel's word of why nothing came back: the next hop does not answer for its address.
+    """
 
     lookup: Lookup
     state: State | None = None
     series: Series | None = None
     connected: Connected | None = None
+    own_error: OSError | None = None
     mtu: PathMtu | None = None
 
     def address(self) -> str:
@@ -76,6 +80,8 @@ class Family:
             return self.lookup.kind
         if self.state != "unreachable":
             return None
+        if self.own_error is not None:
+            return kind_of(self.own_error)
         error = None if self.series is None else self.series.network_error or self.series.send_error
         if error is not None:
             return kind_of(error)

@@ -11,6 +11,8 @@ import secrets
 import struct
 from typing import Final, Protocol
 
+from probe.flows.echo import stamp_authenticated
+from probe.flows.echo.icmp import checksum
 from probe.flows.echo.stamp_packets import PACKET_BYTES, ReflectorPacket, SenderPacket, error_estimate_of, ntp_of
 from probe.flows.moments import Moment
 from probe.links import IpVersion
@@ -19,6 +21,7 @@ from probe.messages import ClockReading
 # Ones' complement sums of 16-bit words (RFC 1071): a word and this minus the word always add up to this.
 _WORD_MAX: Final = 0xFFFF
 _SEQUENCE: Final = struct.Struct("!I")
+_CHECKSUM: Final = struct.Struct("!H")
 
 _ECHO_REQUEST: Final = {4: 8, 6: 128}
 _ECHO_REPLY: Final = {4: 0, 6: 129}
@@ -51,10 +54,13 @@ class NothingQuotedError(Exception):
 class StampProbes:
     """UDP probes that are STAMP packets (RFC 8762): a reflector at the destination answers, whatever firewalls think.
 
-    The sequence number's low word and the lowest word of the timestamp (15 µs) add up to the same in every probe.
+    The sequence number's low word and the lowest word of the timestamp (15 µs) add up to the same in every probe. An
+    HMAC does not, and covers what could make it good: so a probe with a `key` (RFC 8762 section 4.4) has one more word,
+    in the padding behind it, that does.
     """
 
-    def __init__(self, reading: ClockReading) -> None:
+    def __init__(self, reading: ClockReading, key: bytes | None = None) -> None:
+        self._key = key
         self._error_estimate = error_estimate_of(reading)
         self._session = 1 + secrets.randbelow(_WORD_MAX)
         self._timestamp: int | None = None
@@ -65,25 +71,38 @@ class StampProbes:
         if self._timestamp is None:
             self._timestamp = ntp_of(sent.wall_ns) & ~_WORD_MAX
         timestamp = self._timestamp | (_WORD_MAX - number)
-        packet = self._sent[number] = SenderPacket(number, timestamp, self._error_estimate, self._session).encode()
-        return packet
+        encoded = self._encoded(SenderPacket(number, timestamp, self._error_estimate, self._session))
+        self._sent[number] = encoded
+        return encoded
+
+    def _encoded(self, packet: SenderPacket) -> bytes:
+        if self._key is None:
+            return packet.encode()
+        sealed = stamp_authenticated.encode_sender(packet, self._key)
+        return sealed + _CHECKSUM.pack(checksum(sealed))
 
     def reply(self, datagram: bytes) -> tuple[int, int] | None:
         """Read a reflector's answer."""
-        packet = ReflectorPacket.decode(datagram)
-        if packet is None or packet.sender_sequence not in self._sent:
+        packet = self._decoded(datagram)
+        if packet is None or self._timestamp is None or packet.sender_sequence not in self._sent:
             return None
-        ours = SenderPacket.decode(self._sent[packet.sender_sequence])
-        if ours is None or ours.timestamp != packet.sender_timestamp:
+        if packet.sender_timestamp != self._timestamp | (_WORD_MAX - packet.sender_sequence):
             return None
         return packet.sender_sequence, packet.residence_ns()
+
+    def _decoded(self, datagram: bytes) -> ReflectorPacket | None:
+        if self._key is None:
+            return ReflectorPacket.decode(datagram)
+        return stamp_authenticated.decode_reflector(datagram, self._key)
 
     def quoted(self, quoted: bytes) -> int | None:
         """Read what an error quotes, which begins after the UDP header."""
         if len(quoted) < _SEQUENCE.size:
             raise NothingQuotedError
         number = int(_SEQUENCE.unpack_from(quoted)[0])
-        return number if quoted[:PACKET_BYTES] == self._sent.get(number, b"")[: len(quoted)] else None
+        # With a key there is more of the packet, and nothing in it that would tell more.
+        ours = self._sent.get(number, b"")[:PACKET_BYTES]
+        return number if ours and quoted[:PACKET_BYTES] == ours[: len(quoted)] else None
 
 
 class EchoProbes:

@@ -186,12 +186,14 @@ def echo_opener(link: Link, address: str) -> Opener:
     return open_socket
 
 
-def stamp_opener(link: Link, address: str, port: int, version: IpVersion, reading: ClockReading) -> Opener:
-    """STAMP to a reflector."""
+def stamp_opener(
+    link: Link, target: tuple[str, int], version: IpVersion, reading: ClockReading, key: bytes | None
+) -> Opener:
+    """STAMP to a reflector; authenticated by `key` where it wants one."""
 
     def open_socket() -> tuple[socket.socket, EchoProtocol]:
         sock = link.socket(version, socket.SOCK_DGRAM)
-        return _connected(sock, (address, port), link.interface), StampProtocol(reading)
+        return _connected(sock, target, link.interface), StampProtocol(reading, key=key)
 
     return open_socket
 

@@ -16,8 +16,8 @@ from typing import Final, Literal
 
 from probe.errors import NotRunError
 from probe.flows.echo.engine import ByteCount
+from probe.flows.echo.routes import next_hop
 from probe.flows.watching.outages import Round, Rules, State, decided_until_s
-from probe.flows.watching.routes import next_hop
 from probe.flows.watching.voices import HopVoice, Opener, Voice, echo_opener, fit_source
 from probe.links import IpVersion, Link
 from probe.messages import NotRunReason
@@ -40,11 +40,15 @@ LevelName = Literal["gateway", "operator"]
 
 @dataclass(slots=True)
 class Learned:
-    """What one window leaves for the next one: who answers on this line, and how it was when the window ended."""
+    """What one window leaves for the next one: who answers on this line, and how it was when the window ended.
+
+    `operator` is the operator's own host of which `answers` speaks; absent, it is the router at `hop`.
+    """
 
     addresses: dict[str, str] = field(default_factory=dict)
     gateway: str | None = None
     hop: int | None = None
+    operator: str | None = None
     answers: dict[LevelName, bool] = field(default_factory=dict)
     end_boottime_s: float | None = None
     state: State | None = None
@@ -128,8 +132,13 @@ class Watch:
             return
         if self._operator.voice is not None:
             self._operator.voice.close()
+        if address != self._learned.operator:
+            # That somebody else used to answer says nothing of this one.
+            self._learned.operator = address
+            self._learned.answers.pop("operator", None)
         self._operator_address = address
-        self._operator.voice = Voice(echo_opener(self._link, address), self._usage)
+        self._operator = _Witness("operator", Voice(echo_opener(self._link, address), self._usage))
+        self._search_at_s = None
 
     def close(self) -> None:
         """Give all sockets up."""

@@ -16,7 +16,6 @@ from probe.clock import NS_PER_S, Clock
 from probe.errors import MeasurementFailedError
 from probe.flows.dns import message as dns_message
 from probe.flows.dns.query import resolve_host
-from probe.flows.http import wires as http_wires
 from probe.flows.http.channel import ByteCount, Channel, open_channel
 from probe.flows.http.exchange import HTTP_1_1, HTTP_2, HttpConnection, HttpResponse
 from probe.flows.http.messages import HttpRequest
@@ -142,7 +141,6 @@ async def fetch(link: Link, order: PageOrder, clock: Clock, usage: ByteCount) ->
 def _load(address: Address) -> None:
     """Whatever takes time and is not the network's, before the clock starts."""
     dns_message.load()
-    http_wires.load()
     if address.scheme == "https":
         client_context()
 
