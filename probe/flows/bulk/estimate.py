@@ -132,6 +132,11 @@ class CapacityEstimator:
         return self._phase is not _Phase.RAMP
 
     @property
+    def is_steady(self) -> bool:
+        """Whether there will be no more streams, and what comes from now on is the figure's."""
+        return self._phase is _Phase.STEADY
+
+    @property
     def is_calm(self) -> bool:
         """Whether the rate has stopped rising, as far as can be told at once; `ramp_is_over` takes longer."""
         return self.ramp_is_over or (self._peak_bps > 0 and self.last_s - self._risen_s >= self._calm_s)

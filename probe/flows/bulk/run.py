@@ -41,17 +41,18 @@ _REPLACED_MAX: Final = 8
 # while windows and rates grow that is short, and what was seen of it is soon no longer true.
 _PAUSE_MIN_S: Final = 0.001
 _PAUSE_FIRST_S: Final = 0.002  # until the first sample, when nothing is known yet
-_PAUSE_S_MAX: Final = 0.034
+_PAUSE_S_MAX: Final = 0.05
 _PAUSE_RISING_S_MAX: Final = 0.015
 # A cap ends within a second, most of it ramp, and each part of it waits to be asked for: nothing may be late.
 _PAUSE_CAPPED_S_MAX: Final = 0.004
 # What waits to be sent is known, how wide a window is only roughly.
 _PAUSE_SHARES: Final[dict[Direction, int]] = {"download": 3, "upload": 2}
 _PAUSE_RISING_SHARE: Final = 4
+_GROWN_S: Final = 0.3  # a stream's own slow start
 # When a limit is about to be reached, its moment matters.
 _LAST_PERIOD_S: Final = 0.005
 _TUNE_PERIOD_S: Final = 0.2
-# With the ramp over, decisions are taken on batches of 200 ms and more, of which a sample in the middle is enough: each
+# Once the rate has stopped rising, decisions are taken on batches of 200 ms and more, of which a sample in the middle is enough: each
 # one costs the CPU as much as what is received in 10 ms at 1 Gbit/s.
 _CALM_PERIOD_S: Final = 2 * SAMPLE_PERIOD_S
 _RTT_UNKNOWN_S: Final = 0.05  # between a fixed line's 5 ms and a mobile one's 100 ms, until the kernel has a sample
@@ -154,7 +155,7 @@ class Run:
         is_seen = self._order.file_bytes is not None and self._order.direction == "download"
         if self._allowance.is_empty and not is_seen:
             return _LAST_PERIOD_S
-        is_calm = self._estimator.ramp_is_over and self._flowing and self._watch is _NOBODY
+        is_calm = self._estimator.is_calm and self._flowing and self._watch is _NOBODY
         return _CALM_PERIOD_S if is_calm else SAMPLE_PERIOD_S
 
     @property
@@ -385,16 +386,18 @@ class Run:
         """Adapt to the rate: what is asked for ahead, what waits in the sockets, how often they are looked at."""
         if now_s < self._next_tune_s:
             return
-        is_calm, ramp_is_over = self._estimator.is_calm, self._estimator.ramp_is_over
-        self._next_tune_s = now_s + (_TUNE_PERIOD_S if ramp_is_over else 0.0)
+        self._next_tune_s = now_s + (_TUNE_PERIOD_S if self._estimator.is_steady else 0.0)
         for stream in self._streams.values():
             stream.tune(now_s)
-        self._pause_s = self._suitable_pause_s(is_calm=is_calm)
+        self._pause_s = self._suitable_pause_s(now_s)
         under_way_bytes = self._estimator.rate_bps() / _BITS * (self._rtt_s() + self._pause_s)
-        self._allowance.ask_ahead(under_way_bytes * (1 if ramp_is_over else _GROWTH_IN_RAMP))
+        self._allowance.ask_ahead(under_way_bytes * (1 if self._estimator.ramp_is_over else _GROWTH_IN_RAMP))
 
-    def _suitable_pause_s(self, *, is_calm: bool) -> float:
-        lasts_s = min((stream.lasts_s for stream in self._streams.values()), default=0.0)
+    def _suitable_pause_s(self, now_s: float) -> float:
+        grown = [stream.lasts_s for stream in self._streams.values() if stream.moves_for_s(now_s) > _GROWN_S]
+        # One that has just begun uses up whatever it is given: looked at for its sake, all the others would be too.
+        lasts_s = min(grown or [stream.lasts_s for stream in self._streams.values()], default=0.0)
+        is_calm = self._estimator.is_calm and len(grown) == len(self._streams)
         if self._is_capped and not is_calm:
             return _PAUSE_MIN_S
         if is_calm:

@@ -224,6 +224,10 @@ class Stream(ABC):
             detail = f"{place} did not answer within {waited_s:.1f} s"
             raise MeasurementFailedError(Operation.REQUEST, FailureKind.TIMED_OUT, detail)
 
+    def moves_for_s(self, now_s: float) -> float:
+        """Since when the payload has been moving; 0 while it does not."""
+        return now_s - self._since_s if self.state is StreamState.MOVING else 0.0
+
     def refresh(self) -> int:
         """Ask the kernel how many bytes of payload this stream has moved, those that wait for a lost one included."""
         try:

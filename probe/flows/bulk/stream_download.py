@@ -27,7 +27,7 @@ _PART: Final = 206
 _BODY_BYTES_MIN: Final = 1 << 20
 # While a download flows, so much may wait: more than comes in the longest time between two looks, and at first half of
 # the smallest window.
-_UNREAD_S: Final = 0.06
+_UNREAD_S: Final = 0.1
 _UNREAD_BYTES_MIN: Final = 32 * 1024
 _ANSWERED: Final = (StreamState.WAITING, StreamState.MOVING)
 

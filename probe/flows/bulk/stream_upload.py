@@ -6,6 +6,7 @@ Only a little waits in the socket (TCP_NOTSENT_LOWAT), and what counts is what t
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import socket
@@ -51,17 +52,18 @@ class UploadStream(Stream):
     def tune(self, now_s: float) -> None:
         """Let more wait in the socket of a fast stream."""
         bytes_per_s = self._latest_bytes_per_s(now_s)
-        if bytes_per_s is None:
+        if not bytes_per_s:  # it has only begun: what it needs cannot be told yet
+            self.lasts_s = math.inf
             return
         limit_bytes = min(int(bytes_per_s * _NOTSENT_S), _NOTSENT_BYTES_MAX)
         if limit_bytes > self._unsent_bytes_max:
             self._limit_unsent(limit_bytes)
-        # Where it flows, this comes right after it was filled up, elsewhere at the end of a pause. On a line with a shallow
-        # buffer the kernel holds less than it is allowed to.
+        # Where it flows, this comes right after it was filled up, elsewhere at the end of a pause. The kernel may hold
+        # less than it is allowed to: on a line with a shallow buffer it does.
         unsent_bytes = None if self.info is None else self.info.not_sent_bytes
         if unsent_bytes is None:  # Linux before 4.6; it asks for more when half is gone
             unsent_bytes = self._unsent_bytes_max // 2
-        self.lasts_s = unsent_bytes / max(bytes_per_s, 1.0)
+        self.lasts_s = unsent_bytes / bytes_per_s
 
     def refresh(self) -> int:
         """Ask the kernel how many bytes of payload have been delivered; spent when there will be no more."""
