@@ -66,6 +66,21 @@ def test_the_ramp_is_not_in_the_figure() -> None:
     assert played.reason is StopReason.CONFIDENT
 
 
+def test_calm_is_told_before_the_end_of_the_ramp() -> None:
+    """A rate that rises is not calm, one that stands still is so within 300 ms, when the ramp is not yet over."""
+    estimator, calm_at_s, total, time_s = CapacityEstimator(), None, 0.0, 0.0
+    while not estimator.ramp_is_over:
+        time_s += SAMPLE_PERIOD_S
+        total += min(100, 10 * 4 ** (time_s / 0.1)) * MBIT * SAMPLE_PERIOD_S / 8
+        estimator.add(time_s, int(total))
+        estimator.advise(0.01, can_grow=True)
+        if estimator.is_calm and calm_at_s is None:
+            calm_at_s = time_s
+    assert calm_at_s is not None
+    assert 0.3 <= calm_at_s < time_s - 0.2
+    assert not estimator.is_steady
+
+
 def test_streams_are_added_while_each_stage_gains() -> None:
     """On a lossy path where each stream gets 10 Mbit/s, sixteen streams give 160."""
     played = play(lambda _time_s, streams: 10 * MBIT * streams)
