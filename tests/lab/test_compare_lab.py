@@ -90,7 +90,7 @@ def test_a_loaded_line_stays_within_its_buffer(lab: Lab) -> None:
 def test_capacity_tells_its_loaded_delay_too() -> None:
     """With `loaded_delay`."""
     with Site("ftth_150_100") as site:
-        asked = {"mode": "capped", "max_bytes": 20_000_000, "loaded_delay": True}
+        asked = {"mode": "capped", "max_bytes": 30_000_000, "loaded_delay": True}
         ones = {one.what: one for one in compare(site, site.measure("capacity", asked), asked)}
     assert set(ones) == {"download", "delay_idle", "delay_loaded"}
     assert isinstance(ones["delay_loaded"], Comparison)
