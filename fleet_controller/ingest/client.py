@@ -93,6 +93,7 @@ class MqttIngest:
         self._epoch = 0
         self._is_connected = False
         self._session_lost = False
+        self._loss_level = logging.ERROR
         self._shedding = False
         self._resume = threading.Event()
         self._stopping = threading.Event()
@@ -341,12 +342,20 @@ class MqttIngest:
         session.start()
 
     def _tell_session_lost(self) -> None:
-        if self._session_lost and self._is_connected:
-            self._session_lost = False
+        if not self._session_lost or not self._is_connected:
+            return
+        self._session_lost = False
+        if self._loss_level == logging.ERROR:
             _LOG.info("broker had no session of this controller: its retained messages may be gone too")
+        try:
             if self._on_session_lost is not None:
-                try:
-                    self._on_session_lost()
-                except Exception:
-                    self._session_lost = True  # nobody has heard of it yet
-                    raise
+                self._on_session_lost()
+        except Exception:  # noqa: BLE001 - this thread must not end while there is something to watch
+            self._session_lost = True  # nobody has heard of it yet
+            _LOG.log(
+                self._loss_level, "acting on a lost session failed; it is tried again until it succeeds", exc_info=True
+            )
+            self._loss_level = logging.DEBUG  # a person has been told, and it may go on for a night
+            self._stopping.wait(1.0)
+        else:
+            self._loss_level = logging.ERROR

@@ -28,12 +28,14 @@ class Misfit:
 
     `field` is the parameter's name, or `PEER_FIELD`. `remedy` says what to do in general; `example` is a value of the
     field that would do, which each surface shows in the way that is written there. Absent, there is none to show.
+    `harmless`: the measurement works all the same, so that an agent makes it; only who writes it is told.
     """
 
     field: str
     problem: str
     remedy: str = ""
     example: Any = None
+    harmless: bool = False
 
     def __str__(self) -> str:
         """One line, for a result's detail."""
@@ -54,9 +56,9 @@ def refuse(misfits: Iterable[Misfit]) -> None:
     """Do not measure what cannot work.
 
     Raises:
-        NotRunError: there is a misfit (`bad_parameters`); says the first.
+        NotRunError: there is a misfit that is not harmless (`bad_parameters`); says the first.
     """
-    for misfit in misfits:
+    for misfit in (misfit for misfit in misfits if not misfit.harmless):
         raise NotRunError(NotRunReason.BAD_PARAMETERS, str(misfit))
 
 
@@ -108,4 +110,5 @@ def peer_misfits(peer: Peer | None, ip_version: int) -> Iterator[Misfit]:
 def no_peer_misfits(peer: Peer | None, instead: str) -> Iterator[Misfit]:
     """For a task that nobody has to answer: a peer would stand beside results that have nothing to do with it."""
     if peer is not None:
-        yield Misfit(PEER_FIELD, "this task asks no peer: it would only stand beside the results", instead)
+        problem = "this task asks no peer: it would only stand beside the results"
+        yield Misfit(PEER_FIELD, problem, instead, harmless=True)

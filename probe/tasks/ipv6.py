@@ -9,6 +9,7 @@ Capacity is not measured here, it is heavy: schedule two `capacity` actions, wit
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import socket
 from collections.abc import Iterator
@@ -208,8 +209,9 @@ async def _exchange(
     for version, connected in zip(ready, connections, strict=True):
         families[version].take(series[version], connected)
         if families[version].state == "unreachable" and link.is_up():
-            source = link.source_address(version)
-            families[version].own_error = neighbour_error(link.interface, source, ready[version])
+            with contextlib.suppress(NotRunError):  # its address has gone meanwhile, which is a state of its own
+                source = link.source_address(version)
+                families[version].own_error = neighbour_error(link.interface, source, ready[version])
 
 
 def _open(

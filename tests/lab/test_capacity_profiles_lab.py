@@ -37,6 +37,15 @@ def test_a_hard_line_is_measured_at_its_rate(profile: str, direction: Direction)
     assert not values["lower_bound"]
 
 
+def test_one_stream_that_uploads_is_filled_up_in_time() -> None:
+    """Within 5 % at 500 Mbit/s: what waits to be sent lasts longer than one look fills it up for."""
+    with Site("ftth_1000_500") as site:
+        values = values_of(site, direction="upload", streams_max=1)
+        expected_bps = site.profile.expected_capacity_bps("upload")
+    assert values["streams"] == 1
+    assert values["capacity_bps"] == pytest.approx(expected_bps, rel=0.05)
+
+
 @pytest.mark.parametrize(("profile", "direction"), [("4g_edge", "download"), ("4g_good", "upload")])
 def test_a_quarter_of_the_bytes_is_enough(profile: str, direction: Direction) -> None:
     """A cap of what 2.5 s at the line's rate would bring: within 8 %, and never more than that."""

@@ -52,8 +52,8 @@ _GROWN_S: Final = 0.3  # a stream's own slow start
 # When a limit is about to be reached, its moment matters.
 _LAST_PERIOD_S: Final = 0.005
 _TUNE_PERIOD_S: Final = 0.2
-# Once the rate has stopped rising, decisions are taken on batches of 200 ms and more, of which a sample in the middle is enough: each
-# one costs the CPU as much as what is received in 10 ms at 1 Gbit/s.
+# Once the rate has stopped rising, decisions are taken on batches of 200 ms and more, of which a sample in the middle
+# is enough: each one costs the CPU as much as what is received in 10 ms at 1 Gbit/s.
 _CALM_PERIOD_S: Final = 2 * SAMPLE_PERIOD_S
 _RTT_UNKNOWN_S: Final = 0.05  # between a fixed line's 5 ms and a mobile one's 100 ms, until the kernel has a sample
 _BITS: Final = 8
@@ -69,7 +69,7 @@ def _ignore(round_trips_s: Sequence[float]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Who needs the load rather than the figure: says when it is enough, and hears of it 20 times a second.
+    """Who needs the load rather than the figure: says when it is enough, and hears of it every `SAMPLE_PERIOD_S`.
 
     `on_round_trips` is called in the transfer's thread with the kernel's estimate, in seconds, of each stream.
     """
@@ -171,6 +171,8 @@ class Run:
     def _let_flow(self) -> None:
         """Look at all streams that only pass bytes on, at once: one by one they would wake us ten times as often."""
         for stream in self._flowing:
+            if self._stop.is_set():
+                raise StoppedError
             try:
                 stream.flow(self._buffer)
             except MeasurementFailedError as error:

@@ -103,6 +103,7 @@ class Stream(ABC):
         self.info: TcpInfo | None = None
         self.counted_bytes = 0
         self._since_s = time.monotonic()
+        self._moves_since_s: float | None = None
         self._to_send = b""
         self._received = b""
         self._head_bytes = 0
@@ -225,8 +226,8 @@ class Stream(ABC):
             raise MeasurementFailedError(Operation.REQUEST, FailureKind.TIMED_OUT, detail)
 
     def moves_for_s(self, now_s: float) -> float:
-        """Since when the payload has been moving; 0 while it does not."""
-        return now_s - self._since_s if self.state is StreamState.MOVING else 0.0
+        """For how long its payload has been moving, the heads between parts of it included; 0 before the first byte."""
+        return 0.0 if self._moves_since_s is None else now_s - self._moves_since_s
 
     def refresh(self) -> int:
         """Ask the kernel how many bytes of payload this stream has moved, those that wait for a lost one included."""
@@ -309,6 +310,8 @@ class Stream(ABC):
 
     def _enter(self, state: StreamState) -> None:
         self.state, self._since_s = state, time.monotonic()
+        if state is StreamState.MOVING and self._moves_since_s is None:
+            self._moves_since_s = self._since_s
 
     def _ask(self) -> None:
         try:

@@ -29,6 +29,9 @@ _BODY_BYTES_MIN: Final = 1 << 20
 # the smallest window.
 _UNREAD_S: Final = 0.1
 _UNREAD_BYTES_MIN: Final = 32 * 1024
+# What costs CPU by the byte (decrypting, following frames) is taken in portions, so that no stream holds the others up.
+_LOOK_BYTES_MAX: Final = 1 << 20
+_STEPS_MAX: Final = 8
 _ANSWERED: Final = (StreamState.WAITING, StreamState.MOVING)
 
 
@@ -43,6 +46,7 @@ class DownloadStream(Stream):
         self._rest_bytes: int | None = None
         self._keeps_alive = True
         self._is_plain = self.is_bare and isinstance(self.wire, PlainWire)
+        self._look_bytes = RECEIVE_BYTES_MAX if self._is_plain else _LOOK_BYTES_MAX
         self._unread_bytes_max, self._unread_bytes = 1, _UNREAD_BYTES_MIN
 
     @property
@@ -68,7 +72,8 @@ class DownloadStream(Stream):
             return
         # Half of the buffer is the kernel's own, as far as it promises.
         window_bytes = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
-        self.lasts_s = max(0.0, window_bytes / bytes_per_s - (self.round_trip_s or 0.0))
+        one_look_bytes = min(window_bytes, self._look_bytes)
+        self.lasts_s = max(0.0, one_look_bytes / bytes_per_s - (self.round_trip_s or 0.0))
         if self.flows:
             self._unread_bytes = max(_UNREAD_BYTES_MIN, min(int(bytes_per_s * _UNREAD_S), window_bytes))
             self._leave_unread(self._unread_bytes)
@@ -206,15 +211,20 @@ class DownloadStream(Stream):
                 self._end_of_body()
 
     def _flow_by_steps(self, buffer: memoryview) -> None:
-        """Go on while there is something: a part's end, the next one's head and its beginning may all be there."""
-        before = None
-        while self.state in _ANSWERED and (now := (self.state, self._rest_bytes)) != before:
-            before = now
+        """Go on from a part's end to the next one's head and its beginning, which may all be there.
+
+        A step within one part ends it: that step took all there was, or as much as one stream may have in one go. Where
+        decrypting is slower than the line there is always more.
+        """
+        for _ in range(_STEPS_MAX):
+            before = self.state
             self.serve(select.EPOLLIN, buffer)
+            if self.state not in _ANSWERED or (before is self.state):
+                return
 
     def _move(self, events: int, buffer: memoryview) -> None:
         del events  # reading says it all: data, the end, or the error
-        wanted_bytes = len(buffer) if self._rest_bytes is None else min(len(buffer), self._rest_bytes)
+        wanted_bytes = self._look_bytes if self._rest_bytes is None else min(self._look_bytes, self._rest_bytes)
         if self.allowance.by_window:
             self._move_by_window(buffer, wanted_bytes)
         else:
@@ -226,7 +236,13 @@ class DownloadStream(Stream):
         if not granted_bytes:
             self._end()
             return
-        self.allowance.give_back(granted_bytes - self._discard(buffer, granted_bytes))
+        try:
+            received_bytes = self._discard(buffer, granted_bytes)
+        except MeasurementFailedError:
+            if self._is_plain:  # nothing was taken then; who decrypts or follows frames may have taken some before it
+                self.allowance.give_back(granted_bytes)
+            raise
+        self.allowance.give_back(granted_bytes - received_bytes)
 
     def _discard(self, buffer: memoryview, wanted_bytes: int) -> int:
         try:

@@ -63,7 +63,9 @@ class UploadStream(Stream):
         unsent_bytes = None if self.info is None else self.info.not_sent_bytes
         if unsent_bytes is None:  # Linux before 4.6; it asks for more when half is gone
             unsent_bytes = self._unsent_bytes_max // 2
-        self.lasts_s = unsent_bytes / bytes_per_s
+        # One look fills up no more than this.
+        refill_bytes = min(self._source_bytes, self.allowance.part_bytes)
+        self.lasts_s = min(unsent_bytes, refill_bytes) / bytes_per_s
 
     def refresh(self) -> int:
         """Ask the kernel how many bytes of payload have been delivered; spent when there will be no more."""
