@@ -7,6 +7,7 @@ process that started it.
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import signal
 import socket
@@ -22,6 +23,7 @@ from fleet_controller.errors import ServiceError
 _START_TIME_OUT_S = 30.0
 _STOP_TIME_OUT_S = 10.0
 _POLL_S = 0.02
+_OWN_PID = os.getpid()  # of who starts services
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -49,6 +51,8 @@ def free_dns_port(host: str = "127.0.0.1") -> int:
 def die_with_parent() -> None:
     """Run in a child before exec: when its parent dies, however it dies, the kernel ends the child too."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != _OWN_PID:
+        os.kill(os.getpid(), signal.SIGKILL)  # it died before the kernel knew that we go with it
 
 
 def find_program(name: str, package: str) -> str:

@@ -145,7 +145,8 @@ def test_without_root_the_demo_runs_on_the_loopback_and_says_so(start: Callable[
     assert "not running as root" in err
     for link in json.loads(out)["links"]:
         assert set(link["configured"].values()) == {None}
-        assert all(value > 0 for value in link["measured"].values())
+        # A delay may come out as 0: over the loopback the reflector's own time is nearly all of it.
+        assert all(value >= 0 for value in link["measured"].values()), link
         assert all(link["samples"].values()), link
     assert demo.left() == []
 
