@@ -24,6 +24,7 @@ _ANCILLARY_BYTES: Final = 256
 # Each packet of a slow series, few of a fast one: what is rare takes longer, as nothing of it is in the caches.
 _SAMPLE_PERIOD_S: Final = 0.05
 _SAMPLES: Final = 15
+_SAMPLES_MIN: Final = 4  # the first packet after a rest takes several times as long as those that follow
 # A longer one is not the way to the device but a process that was held up.
 _LAG_NS_MAX: Final = 1_000_000
 # Stamps read at once: those that came late.
@@ -34,8 +35,9 @@ class SendLag:
     """The lag of one socket's packets.
 
     Attributes:
-        lag_ns: what to add to the clock: the lower quartile of what was seen lately, as the figure is to be exceeded
-            by nearly every packet. 0 until the kernel has told, for ever where it does not.
+        lag_ns: what to add to the clock: the least of what was seen lately, as the figure is to be exceeded by nearly
+            every packet, or delays come out shorter than the line. 0 until the kernel has told a few times, for ever
+            where it does not.
     """
 
     def __init__(self) -> None:
@@ -67,7 +69,8 @@ class SendLag:
         if stamp_ns is None or not 0 <= stamp_ns - clock_ns <= _LAG_NS_MAX:
             return
         self._lags.append(stamp_ns - clock_ns)
-        self.lag_ns = sorted(self._lags)[len(self._lags) // 4]
+        if len(self._lags) >= _SAMPLES_MIN:
+            self.lag_ns = min(self._lags)
 
     def drain(self, sock: socket.socket) -> None:
         """Read away a stamp that was not there in time: one that is left would wake the event loop for ever."""

@@ -145,9 +145,7 @@ def test_without_root_the_demo_runs_on_the_loopback_and_says_so(start: Callable[
     assert "not running as root" in err
     for link in json.loads(out)["links"]:
         assert set(link["configured"].values()) == {None}
-        # A delay may come out as 0: over the loopback the reflector's own time is nearly all of it.
-        assert link["measured"]["rtt_s"] >= 0, link
-        assert all(link["measured"][name] > 0 for name in ("download_bps", "upload_bps")), link
+        assert all(value > 0 for value in link["measured"].values()), link
         assert all(link["samples"].values()), link
     assert demo.left() == []
 
