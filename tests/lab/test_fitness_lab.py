@@ -9,8 +9,10 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from authority import Authority
 from lab_probe import LabProbe, lab_probe
 from lab_site import FAR, NEAR, far_peer
 
@@ -19,9 +21,10 @@ from fleet_controller.lab.kernel_shaper import KernelLink
 from fleet_controller.lab.namespaces import command_in, namespace, owner_prefix, run_ip
 from fleet_controller.lab.profile import LinkProfile
 from fleet_controller.lab.services import die_with_parent
-from probe.messages import HostLimit
+from probe.messages import HostLimit, Result
 
-PEER = {"host": FAR, "http_port": 8080, "stamp_port": 8862}
+PEER: dict[str, Any] = {"host": FAR, "http_port": 8080, "stamp_port": 8862}
+TLS_PEER = PEER | {"http_port": 8443, "tls": True}
 CAPACITY = {"direction": "download", "max_duration_s": 2.0}
 TRAIN = {"packets": 30, "interval_s": 0.02, "time_out_s": 0.5}
 CGROUPS = Path("/sys/fs/cgroup")
@@ -29,14 +32,27 @@ HOG = "while True: pass"
 
 
 @pytest.fixture
-def near() -> Iterator[str]:
-    """The probe's end of a line that is as fast as the kernel, with a peer at the other end."""
+def authority(tmp_path: Path) -> Authority:
+    """Who vouches for the peer."""
+    return Authority.make(tmp_path)
+
+
+@pytest.fixture
+def ca_file(authority: Authority) -> str:
+    """Whom the probe trusts."""
+    return str(authority.file)
+
+
+@pytest.fixture
+def near(authority: Authority) -> Iterator[str]:
+    """The probe's end of a line that is as fast as the kernel, with a peer at the other end that demands TLS."""
     with namespace("near") as near, namespace("far") as far, ExitStack() as stack:
         run_ip("link", "add", "wan0", "netns", near, "type", "veth", "peer", "name", "line0", "netns", far)
         for where, device, address in ((near, "wan0", NEAR), (far, "line0", FAR)):
             run_ip("-n", where, "addr", "add", f"{address}/30", "dev", device)
             run_ip("-n", where, "link", "set", device, "up")
-        stack.enter_context(far_peer(far))
+        pair = (str(path) for path in authority.issue("far", f"IP:{FAR}"))
+        stack.enter_context(far_peer(far, TLS_PEER["http_port"], PEER["stamp_port"], *pair))
         yield near
 
 
@@ -106,15 +122,27 @@ def running(count: int, *before: str) -> Iterator[None]:
         yield
 
 
-def test_a_tenth_of_a_core_is_told(near: str, group: ControlGroup) -> None:
-    """Throttled to a tenth of a core on a line without a limit, the figure is the probe's own, and says so."""
+def test_a_tenth_of_a_core_is_told(near: str, group: ControlGroup, ca_file: str) -> None:
+    """Throttled to a tenth of a core on a line without a limit, the figure is the probe's own, and says so.
+
+    The peer demands TLS: to drop what comes over plain TCP, a tenth of a core can be enough for all that comes here.
+    """
     with lab_probe(near, *group.within()) as probe:
+        with_all_bps = _capacity_bps(whole := probe.measure("capacity", CAPACITY, peer=TLS_PEER, ca_file=ca_file))
         group.limit()
-        fitness = probe.measure("capacity", CAPACITY, peer=PEER).fitness
+        with_a_tenth_bps = _capacity_bps(tenth := probe.measure("capacity", CAPACITY, peer=TLS_PEER, ca_file=ca_file))
+    assert with_a_tenth_bps < with_all_bps / 2
+    assert whole.fitness.host_limited_by is not HostLimit.CGROUP
+    fitness = tenth.fitness
     assert fitness.host_limited
     assert fitness.host_limited_by is HostLimit.CGROUP
     assert fitness.cgroup_throttled_ratio is not None
     assert fitness.cgroup_throttled_ratio > 0.2
+
+
+def _capacity_bps(result: Result) -> float:
+    assert result.values is not None
+    return float(result.values["capacity_bps"])
 
 
 def test_a_line_that_the_host_can_carry_is_not_the_hosts_limit(slow_near: str) -> None:

@@ -81,6 +81,26 @@ def test_calm_is_told_before_the_end_of_the_ramp() -> None:
     assert not estimator.is_steady
 
 
+def grown(per_round_trip: float, rtt_s: float) -> CapacityEstimator:
+    """What has followed a rate that grows so much with each round trip, for as long as it takes to tell."""
+    estimator, time_s = CapacityEstimator(), 0.0
+    while time_s < max(2 * SAMPLE_PERIOD_S, 2 * rtt_s):
+        time_s += SAMPLE_PERIOD_S
+        total = sum(
+            per_round_trip ** (step * SAMPLE_PERIOD_S / rtt_s) for step in range(round(time_s / SAMPLE_PERIOD_S))
+        )
+        estimator.add(time_s, int(MBIT * total))
+    return estimator
+
+
+@pytest.mark.parametrize("rtt_s", [0.004, 0.05, 0.3])
+def test_slow_start_is_not_level(rtt_s: float) -> None:
+    """On any path a rate that doubles each round trip is told from one that stands still, and nothing from either."""
+    assert not grown(2.0, rtt_s).is_level(rtt_s)
+    assert grown(1.0, rtt_s).is_level(rtt_s)
+    assert not CapacityEstimator().is_level(rtt_s)
+
+
 def test_streams_are_added_while_each_stage_gains() -> None:
     """On a lossy path where each stream gets 10 Mbit/s, sixteen streams give 160."""
     played = play(lambda _time_s, streams: 10 * MBIT * streams)

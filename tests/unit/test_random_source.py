@@ -7,7 +7,7 @@ import zlib
 
 import pytest
 
-from probe.flows.bulk.random_source import random_source
+from probe.flows.bulk.random_source import PERIOD_BYTES, random_source
 
 
 @pytest.mark.parametrize("length_bytes", [64 * 1024, 2 << 20])
@@ -31,3 +31,13 @@ def test_two_of_them_differ() -> None:
         for source in sources:
             os.close(source)
     assert first != second
+
+
+def test_it_repeats_itself() -> None:
+    """Whoever sends from it may begin anywhere in its first period, and go on from there as if it had no end."""
+    source = random_source(4 * PERIOD_BYTES)
+    try:
+        first, last = (os.pread(source, PERIOD_BYTES, offset) for offset in (0, 3 * PERIOD_BYTES))
+    finally:
+        os.close(source)
+    assert first == last

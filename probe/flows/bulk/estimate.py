@@ -25,6 +25,8 @@ _GAIN_RATIO_MIN: Final = 1.05
 _SETTLE_RTTS: Final = 3.0
 # The ramp goes on while a 200 ms batch beats the highest before it by 15 %.
 _BATCH_S: Final = 0.2
+# Of two samples one after the other; congestion avoidance adds less, slow start doubles.
+_LEVEL_RATIO: Final = 1.25
 _RISE_RATIO: Final = 1.15
 # On a long path 200 ms batches hold one or two round trips only and their scatter is not the line's.
 _LONG_RTT_S: Final = 0.1
@@ -140,6 +142,12 @@ class CapacityEstimator:
     def is_calm(self) -> bool:
         """Whether the rate has stopped rising, as far as can be told at once; `ramp_is_over` takes longer."""
         return self.ramp_is_over or (self._peak_bps > 0 and self.last_s - self._risen_s >= self._calm_s)
+
+    def is_level(self, rtt_s: float) -> bool:
+        """Whether no slow start shows in the last samples: within a round trip it would have doubled the rate."""
+        step_s, now_s = max(SAMPLE_PERIOD_S, rtt_s), self._times_s[-1]
+        before_bps = self._rate_bps(now_s - 2 * step_s, now_s - step_s)
+        return now_s >= 2 * step_s and self._rate_bps(now_s - step_s, now_s) <= before_bps * _LEVEL_RATIO
 
     def advise(self, rtt_s: float, *, can_grow: bool) -> tuple[Advice, StopReason | None]:
         """Say what to do after the last sample; a reason comes with STOP."""

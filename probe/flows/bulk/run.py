@@ -15,9 +15,10 @@ from probe.errors import MeasurementFailedError, NotRunError
 from probe.flows.bulk.allowance import Allowance
 from probe.flows.bulk.dialects import StreamMaker
 from probe.flows.bulk.estimate import SAMPLE_PERIOD_S, Advice, CapacityEstimator, StopReason
+from probe.flows.bulk.pauses import PAUSE_FIRST_S, Lasting, Phase, first_pause_s, pause_s
 from probe.flows.bulk.result import Transfer as Transfer  # noqa: PLC0414 - others know it by this module
 from probe.flows.bulk.result import delay_min_s, tcp_facts
-from probe.flows.bulk.stream import RECEIVE_BYTES_MAX, Direction, Order, Stream, StreamState
+from probe.flows.bulk.stream import RECEIVE_BYTES_MAX, Order, Stream, StreamState
 from probe.flows.tcp_info import TcpInfo
 from probe.messages import FailureKind, NotRunReason, Operation
 
@@ -36,19 +37,6 @@ _GROWTH_IN_RAMP: Final = 2.0
 _LIMITED_STREAM_BYTES_MIN: Final = 96 * 1024
 # A stream that was cut after it had moved bytes is replaced, so that the rest of the transfer is like its beginning.
 _REPLACED_MAX: Final = 8
-# Between two looks at the sockets what comes and goes is left to the kernel: a wake-up for each packet would cost
-# ten times the CPU. So long at most, and only a share of the time for which the streams can be left alone (`lasts_s`):
-# while windows and rates grow that is short, and what was seen of it is soon no longer true.
-_PAUSE_MIN_S: Final = 0.001
-_PAUSE_FIRST_S: Final = 0.002  # until the first sample, when nothing is known yet
-_PAUSE_S_MAX: Final = 0.05
-_PAUSE_RISING_S_MAX: Final = 0.015
-# A cap ends within a second, most of it ramp, and each part of it waits to be asked for: nothing may be late.
-_PAUSE_CAPPED_S_MAX: Final = 0.004
-# What waits to be sent is known, how wide a window is only roughly.
-_PAUSE_SHARES: Final[dict[Direction, int]] = {"download": 3, "upload": 2}
-_PAUSE_RISING_SHARE: Final = 4
-_GROWN_S: Final = 0.3  # a stream's own slow start
 # When a limit is about to be reached, its moment matters.
 _LAST_PERIOD_S: Final = 0.005
 _TUNE_PERIOD_S: Final = 0.2
@@ -118,7 +106,7 @@ class Run:
         self._judged_s = 0.0
         self._next_tune_s = 0.0
         self._is_capped = order.max_bytes is not None and order.file_bytes is None
-        self._pause_s = _PAUSE_FIRST_S
+        self._pause_s = PAUSE_FIRST_S
 
     def run(self) -> Transfer:
         """Transfer until enough is known."""
@@ -219,6 +207,7 @@ class Run:
             limit_bytes = self._order.max_bytes or self._order.file_bytes or 0
             streams = min(max(streams, _LIMITED_STREAMS_MIN), max(1, limit_bytes // _LIMITED_STREAM_BYTES_MIN))
         self._is_planned = True
+        self._pause_s = first_pause_s(self._phase())
         self._streams_wanted = min(streams, self._order.streams_max)
         self._allowance.share_among(self._streams_wanted)
 
@@ -391,21 +380,22 @@ class Run:
         self._next_tune_s = now_s + (_TUNE_PERIOD_S if self._estimator.is_steady else 0.0)
         for stream in self._streams.values():
             stream.tune(now_s)
-        self._pause_s = self._suitable_pause_s(now_s)
+        self._pause_s = pause_s(
+            self._phase(),
+            [Lasting(stream.moves_for_s(now_s), stream.lasts_s) for stream in self._streams.values()],
+        )
         under_way_bytes = self._estimator.rate_bps() / _BITS * (self._rtt_s() + self._pause_s)
         self._allowance.ask_ahead(under_way_bytes * (1 if self._estimator.ramp_is_over else _GROWTH_IN_RAMP))
 
-    def _suitable_pause_s(self, now_s: float) -> float:
-        grown = [stream.lasts_s for stream in self._streams.values() if stream.moves_for_s(now_s) > _GROWN_S]
-        # One that has just begun uses up whatever it is given: looked at for its sake, all the others would be too.
-        lasts_s = min(grown or [stream.lasts_s for stream in self._streams.values()], default=0.0)
-        is_calm = self._estimator.is_calm and len(grown) == len(self._streams)
-        if self._is_capped and not is_calm:
-            return _PAUSE_MIN_S
-        if is_calm:
-            longest_s = _PAUSE_CAPPED_S_MAX if self._is_capped else _PAUSE_S_MAX
-            return max(_PAUSE_MIN_S, min(longest_s, lasts_s / _PAUSE_SHARES[self._order.direction]))
-        return max(_PAUSE_MIN_S, min(_PAUSE_RISING_S_MAX, lasts_s / _PAUSE_RISING_SHARE))
+    def _phase(self) -> Phase:
+        rtt_s = self._rtt_s()
+        return Phase(
+            direction=self._order.direction,
+            rtt_s=rtt_s,
+            is_capped=self._is_capped,
+            is_calm=self._estimator.is_calm,
+            is_level=self._estimator.is_level(rtt_s),
+        )
 
     def _rtt_s(self) -> float:
         return delay_min_s(self._infos((*self._streams.values(), *self._ended))) or _RTT_UNKNOWN_S

@@ -15,6 +15,7 @@ from typing import Final
 from probe.errors import MeasurementFailedError
 from probe.flows.bulk.allowance import Allowance
 from probe.flows.bulk.http_head import HEAD_BYTES_MAX, ResponseHead, request_head
+from probe.flows.bulk.random_source import PERIOD_BYTES
 from probe.flows.bulk.stream import USER_AGENT, Order, Stream, StreamState
 from probe.flows.bulk.wire import PlainWire, Wire
 from probe.flows.faults import failed
@@ -121,7 +122,8 @@ class UploadStream(Stream):
         if self.allowance.is_limited:
             self._send()
             return
-        offset = (self.order.post_bytes - self._rest_bytes) % self._source_bytes
+        # The source repeats itself: seen from its first period nearly all of it lies ahead, so one call fills up.
+        offset = (self.order.post_bytes - self._rest_bytes) % PERIOD_BYTES
         count = min(self._source_bytes - offset, self._rest_bytes)
         try:
             sent_bytes = os.sendfile(self.sock.fileno(), self._source, offset, count)
