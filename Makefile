@@ -26,7 +26,7 @@ bench: setup-bench ## the agent at rest, ingest, capacity, accuracy: beside iper
 lab: setup-demo ## emulated lines measured, configured against measured; ARGS="run 4g_edge capacity" (as root)
 	@$(BIN)/fleet-controller lab $(or $(ARGS),matrix)
 
-wheel: setup ## build the wheel, install it into a new environment, start both commands
+wheel: setup ## build the wheel into dist/, install it into a new environment, start both commands
 	.ci/wheel
 
 lock: setup ## write requirements.lock anew from pyproject.toml

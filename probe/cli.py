@@ -102,14 +102,19 @@ def _add_once(commands: Any) -> None:
     _add_config(parser)
     parser.add_argument("--link", metavar="NAME", help="default: the first link of the configuration")
     parser.add_argument("--peer", metavar="PEER", help="a peer's name in the stored instruction, or host[:http_port]")
-    parser.add_argument("--stamp-port", type=_port, metavar="PORT", help="of a peer given by its address; default 862")
+    parser.add_argument("--stamp-port", type=_port, metavar="PORT", help="instead of the peer's own; default 862")
     parser.add_argument(
         "--peer-protocol",
         choices=("http", "librespeed", "ndt7"),
         default="http",
         help="what a peer given by its address speaks for capacity; default http",
     )
-    parser.add_argument("--peer-stamp-key", default="", metavar="NAME", help="of [stamp_keys]: authenticated STAMP")
+    parser.add_argument(
+        "--peer-stamp-key",
+        default="",
+        metavar="NAME",
+        help="of [stamp_keys]: authenticated STAMP, instead of the peer's own",
+    )
     parser.add_argument("--peer-tls", action="store_true", help="a peer given by its address speaks TLS")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="a parameter of the task"

@@ -122,14 +122,13 @@ def _find_peer(config: ProbeConfig, wish: Wish, task: AnyTask) -> Peer | None:
         if task.needs_peer:
             raise ConfigError("--peer", f"{task.name} needs a peer", known)
         return None
+    _check_key(config, wish)
     if wish.peer in peers:
         peer = peers[wish.peer]
-        return msgspec.structs.replace(peer, stamp_port=wish.stamp_port or peer.stamp_port)
+        return msgspec.structs.replace(
+            peer, stamp_port=wish.stamp_port or peer.stamp_port, stamp_key=wish.peer_stamp_key or peer.stamp_key
+        )
     host, http_port = _split_peer(wish.peer, known)
-    if wish.peer_stamp_key and wish.peer_stamp_key not in config.stamp_keys:
-        keys = ", ".join(sorted(config.stamp_keys)) or "none is there yet"
-        place = f"--peer-stamp-key {wish.peer_stamp_key}"
-        raise ConfigError(place, "the configuration has no such key in [stamp_keys]", f"one of: {keys}")
     download_path, upload_path = BULK_PATHS[wish.peer_protocol]
     return Peer(
         name=_PEER_GIVEN,
@@ -142,6 +141,13 @@ def _find_peer(config: ProbeConfig, wish: Wish, task: AnyTask) -> Peer | None:
         download_path=download_path,
         upload_path=upload_path,
     )
+
+
+def _check_key(config: ProbeConfig, wish: Wish) -> None:
+    if wish.peer_stamp_key and wish.peer_stamp_key not in config.stamp_keys:
+        keys = ", ".join(sorted(config.stamp_keys)) or "none is there yet"
+        place = f"--peer-stamp-key {wish.peer_stamp_key}"
+        raise ConfigError(place, "the configuration has no such key in [stamp_keys]", f"one of: {keys}")
 
 
 def _split_peer(text: str, known: str) -> tuple[str, int | None]:

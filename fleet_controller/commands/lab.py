@@ -22,7 +22,7 @@ from fleet_controller.lab.comparison import Compared, as_builtins, outcome, show
 from fleet_controller.lab.matrix import Case, Row, Summary
 from fleet_controller.lab.profile import LinkProfile
 from fleet_controller.lab.profiles import find_profile, load_profiles, read_profiles
-from fleet_controller.lab.site import PEER_NAME, Run, Site
+from fleet_controller.lab.site import PEER_NAME, TIME_OUT_S, Run, Site
 from probe.messages import Peer
 from probe.tasks import TASKS
 from probe.tasks.base import AnyTask
@@ -61,11 +61,13 @@ def run(args: argparse.Namespace) -> int:
     """Measure one task on one line, some times."""
     profile = find_profile(args.profile, load_profiles(args.file))
     task = _find_task(args.task)
-    parameters = _parameters(task, args.parameter, profile, args.peer)
+    parameters, typed = _parameters(task, args.parameter, profile, args.peer)
+    time_out_s = TIME_OUT_S + task.time_out_s(typed)
     with _leaving_nothing(), Site(profile, shaper=args.shaper, nginx=args.peer == "nginx", seed=args.seed) as site:
         results = []
         for number in range(args.runs):
-            done = site.measure(task.name, parameters, peer=_peer(task, parameters, args.peer))
+            peer = _peer(task, parameters, args.peer)
+            done = site.measure(task.name, parameters, peer=peer, time_out_s=time_out_s)
             results.append(done)
             if not args.json:
                 _say_run(site, done, parameters, f" run {number + 1} of {args.runs}" if args.runs > 1 else "")
@@ -126,22 +128,26 @@ def _find_task(name: str) -> AnyTask:
     return TASKS[name]
 
 
-def _parameters(task: AnyTask, settings: list[str], profile: LinkProfile, peer: str) -> dict[str, Any]:
-    """What the command line says, and the line's own IP version where it has but one."""
+def _parameters(task: AnyTask, settings: list[str], profile: LinkProfile, peer: str) -> tuple[dict[str, Any], Any]:
+    """What the command line says, and the line's own IP version where it has but one; the same as the task's own type.
+
+    Raises:
+        ConfigError: the task cannot work with that.
+    """
     fields = task.parameters.__struct_fields__
     versions = profile.ip_versions
     parameters: dict[str, Any] = {"ip_version": versions[0]} if "ip_version" in fields and versions == (6,) else {}
     parameters |= _OF_THE_LAB.get(task.name, {})
     try:
-        typed = read_settings(task, settings, "--set")
-        if "url" in typed:
+        said = read_settings(task, settings, "--set")
+        if "url" in said:
             parameters.pop("path", None)
-        parameters |= typed
+        parameters |= said
         asked = _peer(task, parameters, peer)
-        check_settings(task, parameters, [Peer(name=asked, host=PEER_NAME) if asked else None], "--set")
+        typed = check_settings(task, parameters, [Peer(name=asked, host=PEER_NAME) if asked else None], "--set")
     except SettingError as error:
         raise ConfigError(error.place, error.problem, error.remedy) from None
-    return parameters
+    return parameters, typed
 
 
 def _peer(task: AnyTask, parameters: Mapping[str, Any], wanted: str) -> str | None:

@@ -40,7 +40,11 @@ def why_nothing(run: Run) -> str:
 
 
 def _round_trip(seen: Seen) -> list[Compared]:
+    """Of a line without this IP version, that nothing comes back."""
     values, method = seen.values, seen.run.result.variant.get("method")
+    loss_ratio = 1 - values["packets_received"] / values["packets_sent"]
+    if seen.ip_version not in seen.profile.ip_versions:
+        return [Comparison("loss", "ratio", 1.0, loss_ratio)]
     payload_bytes = int(seen.parameters.get("payload_bytes", STAMP_BYTES))
     packet_bytes = SYN_BYTES if method == "tcp" else payload_bytes + UDP_BYTES
     delay_s = seen.round_trip_s(packet_bytes, packet_bytes, seen.ip_version)
@@ -48,10 +52,10 @@ def _round_trip(seen: Seen) -> list[Compared]:
         Comparison("delay_median", "s", delay_s, values.get("delay_median_s")),
         Comparison("pdv", "s", seen.profile.expected_pdv_s(), values.get("pdv_s")),
     ]
-    sent, received = values["packets_sent"], values["packets_received"]
     if method == "tcp":  # the kernel repeats a lost SYN: what is lost of connections is not what is lost of packets
         return compared
-    compared.append(Comparison("loss", "ratio", seen.profile.expected_loss_ratio(), 1 - received / sent))
+    received = values["packets_received"]
+    compared.append(Comparison("loss", "ratio", seen.profile.expected_loss_ratio(), loss_ratio))
     if (ratio := seen.profile.duplicate_ratio) and received:
         more = values.get("packets_duplicated")
         # A packet may be doubled on its way there, on its way back, or both.

@@ -19,6 +19,8 @@ _BUFFER_BYTES_MIN: Final = 2 * ETHERNET_MTU_BYTES
 # Intervals that responsiveness is judged by (draft-ietf-ippm-responsiveness: MAD), and their length unless told.
 _MOVING_INTERVALS: Final = 4
 _INTERVAL_S: Final = 0.5
+# What capacity's rate is of when it ends before the plateau.
+_LOWER_BOUND_S: Final = 0.4
 
 
 def compare_capacity(seen: Seen) -> list[Compared]:
@@ -73,12 +75,13 @@ def _deepest_s(profile: LinkProfile, direction: Direction) -> float:
 def _steady_interval(seen: Seen) -> tuple[int, int]:
     """When the bytes of the steady part passed the serialiser, on CLOCK_MONOTONIC.
 
-    A lower bound has no steady part: there it is the transfer; without a curve, the whole run.
+    A lower bound has no steady part: its rate is that of the last 0.4 s. Without a curve, the whole run.
     """
     curve = seen.values.get("curve")
     if not curve:
         return seen.run.began_ns, seen.run.ended_ns
-    return _interval(seen, curve[-1]["offset_s"], seen.values.get("steady_s") or seen.values["transfer_s"])
+    length_s = seen.values.get("steady_s") or min(seen.values["transfer_s"], _LOWER_BOUND_S)
+    return _interval(seen, curve[-1]["offset_s"], length_s)
 
 
 def _interval(seen: Seen, end_s: float, length_s: float) -> tuple[int, int]:

@@ -51,7 +51,7 @@ PEER_HTTP_PORT, NGINX_HTTP_PORT, STAMP_PORT, DNS_PORT = 80, 8080, 862, 53
 AGENT_ID: Final = "lab"
 TARGET_NETWORKS: Final = ("198.18.0.0/15", "2001:2::/48")
 _EXIT_USAGE: Final = 2
-_TIME_OUT_S: Final = 180.0
+TIME_OUT_S: Final = 180.0
 # What the far end may have in flight: the product of 1 Gbit/s and 0.1 s and a margin. The near end keeps Linux's own.
 _FAR_BUFFER_BYTES: Final = "4096 131072 33554432"
 _numbers = itertools.count()
@@ -161,7 +161,7 @@ class Site:
         parameters: Mapping[str, Any] | None = None,
         *,
         peer: str | None = PEER,
-        time_out_s: float = _TIME_OUT_S,
+        time_out_s: float = TIME_OUT_S,
     ) -> Result:
         """Measure once with `fleet-probe once`; see `measure`."""
         return self.measure(task, parameters, peer=peer, time_out_s=time_out_s).result
@@ -172,7 +172,7 @@ class Site:
         parameters: Mapping[str, Any] | None = None,
         *,
         peer: str | None = PEER,
-        time_out_s: float = _TIME_OUT_S,
+        time_out_s: float = TIME_OUT_S,
     ) -> Run:
         """Measure once with `fleet-probe once` in the near namespace. A failure is a result.
 
@@ -197,7 +197,7 @@ class Site:
         """The command line of `fleet-probe` of this very installation."""
         return [sys.executable, "-m", "probe.cli", *arguments]
 
-    def run_near(self, command: list[str], *, time_out_s: float = _TIME_OUT_S) -> subprocess.CompletedProcess[str]:
+    def run_near(self, command: list[str], *, time_out_s: float = TIME_OUT_S) -> subprocess.CompletedProcess[str]:
         """Run any program where the probe is, to its end; it dies with this process, however that dies.
 
         Its exit status is for the caller to judge: 1, with a word of `ip` about it, also when there is no such program.

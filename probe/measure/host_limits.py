@@ -14,7 +14,7 @@ from typing import Final
 from probe.messages import HostLimit
 from probe.tasks.base import Load
 
-# Beyond this share of one core a transfer has no room left for a burst (the METHODOLOGY of this project: 70 %).
+# Beyond this share of one core a transfer has no room left for a burst.
 OWN_CPU_RATIO_MAX: Final = 0.7
 # The kernel's buffers bridge short waits: up to 0.46 cost less than 4 %, from 0.7 on three quarters of the rate.
 HEAVY_WAIT_RATIO_MAX: Final = 0.6

@@ -54,9 +54,10 @@ class SendLag:
 
     def ask(self, now_s: float) -> list[tuple[int, int, bytes]]:
         """The ancillary data of the packet to send now: with the wish for a stamp, or none."""
-        if now_s < self._due_s or not self._is_able:
+        self._is_asked = self._is_able and now_s >= self._due_s
+        if not self._is_asked:
             return []
-        self._due_s, self._is_asked = now_s + _SAMPLE_PERIOD_S, True
+        self._due_s = now_s + _SAMPLE_PERIOD_S
         return _ASK
 
     def learn(self, sock: socket.socket, clock_ns: int) -> None:

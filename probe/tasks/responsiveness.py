@@ -68,10 +68,10 @@ class ResponsivenessValues(Values, frozen=True):
     `tcp_s`, `tls_s` (per round trip, absent without TLS), `http_s` and `self_s` are the trimmed means behind it, all
     of the last four intervals. `confidence` and `load_confidence` are low, medium or high. `delay_idle_*` and
     `delay_loaded_*` are STAMP round trips on a flow of their own before and during the same four intervals; absent
-    where the peer answers none. `load_bps` is the goodput of those intervals.
+    where the peer answers none. `load_bps` is the goodput of those intervals, absent when
+    none ended.
     """
 
-    load_bps: float
     load_confidence: str
     confidence: str
     intervals: int
@@ -80,6 +80,7 @@ class ResponsivenessValues(Values, frozen=True):
     transferred_bytes: int
     transfer_s: float
     streams: int
+    load_bps: float | None = None
     rpm: float | None = None
     foreign_rpm: float | None = None
     self_rpm: float | None = None
@@ -92,8 +93,8 @@ class ResponsivenessValues(Values, frozen=True):
     delay_loaded_median_s: float | None = None
     delay_loaded_p95_s: float | None = None
     delay_loaded_max_s: float | None = None
-    loaded_packets_sent: int = 0
-    loaded_packets_received: int = 0
+    loaded_packets_sent: int | None = None
+    loaded_packets_received: int | None = None
     goodput: tuple[IntervalSample, ...] = ()
 
 

@@ -139,8 +139,8 @@ async def measure(context: Context, parameters: RoundTripParameters) -> RoundTri
     Raises:
         MeasurementFailedError: the name has no address; the kernel took none of the packets (send), or no route leads
             to the peer and nothing came back (send); nothing came back but an error, such as a refusal because nobody
-            listens at the peer's port, or the next hop does not answer for its address (receive; by `tcp`, connect);
-            the link went away meanwhile (`link_lost`).
+            listens at the peer's port, or the next hop does not answer for its address (receive); the link went away
+            meanwhile, or its address (`link_lost`). By `tcp` all but the name are of `connect`.
         NotRunError: the link is down, ICMP echo is not allowed here, or the peer's STAMP key is missing.
     """
     link, peer = context.need_link(), context.need_peer()
@@ -157,7 +157,7 @@ async def _by_tcp(parameters: RoundTripParameters, target: _Target) -> RoundTrip
         return target.link.socket(parameters.ip_version, socket.SOCK_STREAM)
 
     series = await Connect(open_socket, (target.host, target.peer.http_port), parameters.plan()).run()
-    _raise_if_no_way(series, parameters, target, Operation.CONNECT)
+    _raise_if_no_way(series, parameters, target, Operation.CONNECT, Operation.CONNECT)
     raise_if_failed(series, target.link.is_up, Operation.CONNECT, Operation.CONNECT)
     values = values_of(series)
     return msgspec.structs.replace(
@@ -178,7 +178,7 @@ async def _by_echo(context: Context, parameters: RoundTripParameters, target: _T
         except OSError as error:
             raise failed(Operation.SEND, error) from error
         series = await Echo(sock, protocol, parameters.plan(), context.usage).run()
-    _raise_if_no_way(series, parameters, target, Operation.RECEIVE)
+    _raise_if_no_way(series, parameters, target, Operation.SEND, Operation.RECEIVE)
     raise_if_failed(series, target.link.is_up)
     values = values_of(series)
     if not isinstance(protocol, StampProtocol) or target.key is None:
@@ -193,10 +193,12 @@ def _open(context: Context, parameters: RoundTripParameters, target: _Target) ->
     return sock, StampProtocol(context.clock.reading(), parameters.payload_bytes, target.key)
 
 
-def _raise_if_no_way(series: Series, parameters: RoundTripParameters, target: _Target, answering: Operation) -> None:
+def _raise_if_no_way(
+    series: Series, parameters: RoundTripParameters, target: _Target, sending: Operation, answering: Operation
+) -> None:
     """Before what the sockets met of it, which depends on how long the kernel took to tell them."""
     if not series.arrivals and not series.lost_link() and target.link.is_up():
-        raise_if_no_way(target.link, parameters.ip_version, target.host, answering)
+        raise_if_no_way(target.link, parameters.ip_version, target.host, sending, answering)
 
 
 def values_of(series: Series) -> RoundTripValues:

@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_accuracy.py [--profiles ftth_150_100,4g_good] [--repeats 5] [--seconds 10]
     python tests/benchmarks/bench_accuracy.py --only delay
 
-Each tool measures each line in turn, `--repeats` times; the error is that of the median, the bytes are what the line
+Each tool measures each line in turn, `--repeats` times; errors are medians over the runs, bytes are what the line
 carried (counters of its interface, so that every header and every packet on its way is in). Compared are
 
     capacity    our `capacity` (full, and capped at a quarter of 10 s of the line), iperf3 with one stream (the rule of
@@ -31,6 +31,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fleet_controller.lab.compare import compare
+from fleet_controller.lab.comparison import Comparison
 from fleet_controller.lab.namespaces import command_in
 from fleet_controller.lab.profile import DIRECTIONS, Direction
 from fleet_controller.lab.services import Service, answers, die_with_parent, find_program
@@ -57,6 +59,8 @@ class Reading:
 
 
 Tool = Callable[[Site, Direction, float], float]
+# What it said, and what the line's rate allowed on average while it measured: some lines change their rate.
+RateTool = Callable[[Site, Direction, float], tuple[float, float]]
 Readings = dict[tuple[str, str, str], list[Reading]]
 
 
@@ -95,11 +99,10 @@ def compare_capacity(site: Site, profile: str, repeats: int, seconds: float, rea
     start_iperf3(site)
     for _ in range(repeats):
         for way in DIRECTIONS:
-            expected_bps = site.profile.expected_capacity_bps(way)
             for name, tool in CAPACITY_TOOLS.items():
                 before = line_bytes(site)
-                said = tool(site, way, seconds)
-                readings[profile, way, name].append(Reading(said, expected_bps, line_bytes(site) - before))
+                said_bps, expected_bps = tool(site, way, seconds)
+                readings[profile, way, name].append(Reading(said_bps, expected_bps, line_bytes(site) - before))
 
 
 def compare_delay(site: Site, profile: str, repeats: int, seconds: float, readings: Readings) -> None:
@@ -128,17 +131,33 @@ def compare_load(site: Site, profile: str, repeats: int, seconds: float, reading
                 readings[profile, way, name].append(Reading(said_s, full_s, line_bytes(site) - before))
 
 
-def ours(site: Site, way: Direction, seconds: float, **more: object) -> float:
+def ours(site: Site, way: Direction, seconds: float, **more: object) -> tuple[float, float]:
     """The task, as a probe runs it."""
     del seconds
-    values = site.run("capacity", {"direction": way, **more}).values
-    return float(values["capacity_bps"]) if values else 0.0
+    parameters = {"direction": way, **more}
+    run = site.measure("capacity", parameters)
+    for one in compare(site, run, parameters):
+        if isinstance(one, Comparison) and one.what == way:
+            return one.measured or 0.0, one.configured
+    return 0.0, site.profile.expected_capacity_bps(way)
 
 
-def ours_capped(site: Site, way: Direction, seconds: float) -> float:
+def ours_capped(site: Site, way: Direction, seconds: float) -> tuple[float, float]:
     """A quarter of what 10 s of the line would cost."""
     cap_bytes = int(site.profile.rate_bps(way) * 10 / BITS * CAPPED_SHARE)
     return ours(site, way, seconds, mode="capped", max_bytes=cap_bytes)
+
+
+def all_the_time(tool: Tool) -> RateTool:
+    """One whose figure is the mean from its beginning to its end."""
+
+    def run(site: Site, way: Direction, seconds: float) -> tuple[float, float]:
+        began_ns = time.monotonic_ns()
+        said_bps = tool(site, way, seconds)
+        mean_bps = site.link.mean_rate_bps(way, began_ns, time.monotonic_ns())
+        return said_bps, site.profile.expected_capacity_bps(way) * mean_bps / site.profile.rate_bps(way)
+
+    return run
 
 
 def iperf3(site: Site, way: Direction, seconds: float, streams: int = 1) -> float:
@@ -264,25 +283,27 @@ def summarize(readings: Readings) -> list[dict[str, Any]]:
             "profile": profile,
             "of": of,
             "tool": name,
-            "expected": runs[0].expected,
-            "median": median_of(runs),
-            "error_ratio": median_of(runs) / runs[0].expected - 1,
+            "expected": statistics.median(run.expected for run in runs),
+            "median": statistics.median(run.said for run in runs),
+            "error_ratio": error_ratio(runs),
+            "worst_error_ratio": max((run.said / run.expected - 1 for run in runs), key=abs),
             "line_bytes": statistics.median(run.line_bytes for run in runs),
         }
         for (profile, of, name), runs in readings.items()
     ]
 
 
-def median_of(runs: list[Reading]) -> float:
-    """What the tool said, typically."""
-    return statistics.median(run.said for run in runs)
+def error_ratio(runs: list[Reading]) -> float:
+    """How far off the tool was, typically."""
+    return statistics.median(run.said / run.expected - 1 for run in runs)
 
 
 def table(part: str, readings: Readings) -> str:
     """For people: megabits and milliseconds."""
     rates = part == "capacity"
     unit, scale = ("Mbit/s", 1e-6) if rates else ("ms", MS)
-    rows = [f"{part}: {'line':16}{'':10}{'tool':22}{'lab ' + unit:>12}{'median':>10}{'error':>10}{'MB':>9}"]
+    worst = f"{'worst':>9}" if rates else ""
+    rows = [f"{part}: {'line':16}{'':10}{'tool':22}{'lab ' + unit:>12}{'median':>10}{'error':>10}{'MB':>9}{worst}"]
     for row in summarize(readings):
         if part == "load":
             error = f"{row['median'] / row['expected']:>9.0%} "
@@ -290,7 +311,8 @@ def table(part: str, readings: Readings) -> str:
             error = f"{row['error_ratio']:>+10.2%}" if rates else f"{(row['median'] - row['expected']) * MS:>+7.3f} ms"
         head = f"{'':{len(part)}}  {row['profile']:16}{row['of']:10}{row['tool']:22}"
         values = f"{row['expected'] * scale:>12.3f}{row['median'] * scale:>10.3f}"
-        rows.append(f"{head}{values}{error}{row['line_bytes'] / 1e6:>9.2f}")
+        worst = f"{row['worst_error_ratio']:>+9.1%}" if rates else ""
+        rows.append(f"{head}{values}{error}{row['line_bytes'] / 1e6:>9.2f}{worst}")
     return "\n".join(rows) + "\n"
 
 
@@ -298,19 +320,18 @@ def losses(readings: Readings) -> list[str]:
     """Where a tool was more exact than our full mode by over a percentage point."""
     found = []
     for (profile, way, name), runs in readings.items():
-        mine = readings[profile, way, "capacity"]
-        lead = abs(median_of(mine) / mine[0].expected - 1) - abs(median_of(runs) / runs[0].expected - 1)
+        lead = abs(error_ratio(readings[profile, way, "capacity"])) - abs(error_ratio(runs))
         if not name.startswith("capacity") and lead > LEAD_MAX_RATIO:
             found.append(f"{profile} {way}: {name} is more exact by {lead:.1%}")
     return found
 
 
-CAPACITY_TOOLS: dict[str, Tool] = {
+CAPACITY_TOOLS: dict[str, RateTool] = {
     "capacity": ours,
     "capacity, capped": ours_capped,
-    "iperf3": iperf3,
-    "iperf3, 8 streams": iperf3_of_8,
-    "curl": curl,
+    "iperf3": all_the_time(iperf3),
+    "iperf3, 8 streams": all_the_time(iperf3_of_8),
+    "curl": all_the_time(curl),
 }
 # Each with the payload of its packets: a packet's own length is part of its delay.
 DELAY_TOOLS: dict[str, tuple[Tool, int]] = {

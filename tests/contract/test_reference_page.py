@@ -22,9 +22,11 @@ def section_of(title: str) -> str:
 
 @pytest.mark.parametrize("name", sorted(TASKS))
 def test_every_figure_of_a_task_is_explained(name: str) -> None:
-    """Its section names each parameter that makes a series of its own, and each field of its values."""
+    """Its section names each of its parameters, and each field of its values."""
     said = section_of(name)
-    fields = [field.name for field in msgspec.structs.fields(TASKS[name].values)]
+    fields = [
+        field.name for kind in (TASKS[name].values, TASKS[name].parameters) for field in msgspec.structs.fields(kind)
+    ]
     missing = [field for field in fields if f"`{field}`" not in said and f"{name}_{field}`" not in said]
     assert missing == []
 

@@ -19,16 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from as_user import AS_A_USER
 
 from fleet_controller.demo.report import TASKS
 from fleet_controller.lab.services import die_with_parent
 
 _NETNS = Path("/var/run/netns")
-# Nobody, but able to read root's folders: the interpreter under test may be in one.
-AS_A_USER = (
-    *("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"),
-    *("--inh-caps", "-all,+dac_read_search", "--ambient-caps", "-all,+dac_read_search"),
-)
 
 
 @dataclass

@@ -27,6 +27,7 @@ from fault_site import (
     peer,
     removed,
     switched_off,
+    unaddressed,
 )
 from faulty_servers import Tcp, Udp
 from lab_site import FAR
@@ -157,6 +158,10 @@ FAULTS: Final = {
     ),
     "round_trip-stamp: the interface is switched off": Row(
         "down", "round_trip", ("send", "link_lost"), 4.0, LONG_TRAIN, peer(), strike=switched_off, after_s=0.4
+    ),
+    "round_trip-stamp: the address is withdrawn": Row(
+        "withdrawn", "round_trip", ("receive", "link_lost"), 4.0, LONG_TRAIN, peer(host=DROPPED), strike=unaddressed,
+        after_s=0.4,
     ),
     "round_trip-icmp: nobody has that address": Row(
         "absent", "round_trip", ("receive", "host_unreachable"), 3.0, TRAIN | ICMP, peer(host=ABSENT)

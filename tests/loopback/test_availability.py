@@ -313,6 +313,15 @@ def test_a_new_witness_is_not_taken_for_the_one_before() -> None:
     assert learned.answers == {"gateway": True, "operator": True}
 
 
+async def test_a_witness_that_is_no_longer_named_is_forgotten() -> None:
+    """Once the instruction names no host of the operator's, that it used to answer says nothing of any router."""
+    learned = Learned(hop=2, operator="192.0.2.1", answers={"operator": True})
+    async with resolver() as resolvers:
+        values = await watched(resolvers, "192.0.2.7", learned)  # nobody
+    assert (values.up_s, values.down_operator_s) == (0, 0)
+    assert (learned.operator, values.operator_can_tell) == (None, False)
+
+
 @asynccontextmanager
 async def sealed_reflector() -> AsyncIterator[int]:
     """A peer that answers authenticated STAMP alone; gives its port."""

@@ -190,7 +190,7 @@ def tls_peer(tmp_path: Path) -> Iterator[tuple[int, TlsTerms]]:
 
 @pytest.mark.usefixtures("slow_records")
 async def test_who_decrypts_more_slowly_than_the_line_serves_every_stream(tls_peer: tuple[int, TlsTerms]) -> None:
-    """There is always more to decrypt on the first stream: all of them move, and samples are taken in time."""
+    """There is always more to decrypt on the first stream: none is given up on, and the end is in time."""
     port, tls = tls_peer
     opened = Opened()
     asked = order(port, max_duration_s=1.5, streams_max=4, tls=tls, stall_time_out_s=3.0)

@@ -15,8 +15,10 @@ from pathlib import Path
 import msgspec
 import pytest
 from agent_rig import AGENT_ID, AgentRig, fleet_probe, serving_peer
+from as_user import AS_A_USER
 
 import probe
+from fleet_controller.lab.namespaces import command_in, namespace
 from fleet_controller.lab.services import Dnsmasq
 from probe.messages import Result, encode
 from probe.tasks import TASKS
@@ -104,6 +106,9 @@ def test_a_peer_of_the_instruction_has_a_name(rig: AgentRig) -> None:
         assert (refused.returncode, "target_refused" in refused.stdout) == (3, True)
         unknown = once(rig, "round_trip", "--peer", "nobody")
         assert "one of the instruction's: evil, near" in unknown.stderr
+        keyless = once(rig, "round_trip", "--peer", "near", "--peer-stamp-key", "x")
+        assert keyless.returncode == 2
+        assert "--peer-stamp-key x: the configuration has no such key" in keyless.stderr
     finally:
         kept.unlink()
 
@@ -261,9 +266,10 @@ def test_a_peer_that_cannot_open_a_port_says_which_and_what_to_do() -> None:
 @pytest.mark.needs_root
 def test_a_low_port_is_for_root_and_a_user_is_told_so() -> None:
     """862 and 80 are below 1024: without a privilege the remedy says which there are."""
-    command = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--inh-caps=-all"]
     arguments = [sys.executable, "-m", "probe.cli", "peer", "--host", "127.0.0.1", "--http-port", "80"]
-    told = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, timeout=60)
+    with namespace("low") as where:  # a host can make low ports everybody's, and containers do; a new namespace has not
+        command = command_in(where, [*AS_A_USER, *arguments])
+        told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert told.returncode == 2, told.stderr
     assert "cannot open HTTP port 80 of 127.0.0.1: Permission denied (low ports are root's" in told.stderr
 

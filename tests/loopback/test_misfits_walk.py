@@ -34,10 +34,10 @@ _QUICK: Mapping[str, dict[str, Any]] = {
     "capacity": {"streams_max": 2},
     "dns": {"name": NAME, "time_out_s": 1.0},
     "host": {"window_s": 0.1},
-    "ipv6": {"packets": 2, "interval_s": 0.02, "time_out_s": 0.5},
-    "path": {"time_out_s": 0.3, "limit_s": 3.0, "silent_hops_max": 1},
+    "ipv6": {"packets": 2, "interval_s": 0.02, "time_out_s": 3.0},
+    "path": {"time_out_s": 1.5, "limit_s": 10.0, "silent_hops_max": 1},
     "responsiveness": {"max_duration_s": 2.0, "interval_s": 0.2, "max_bytes": 20_000_000},
-    "round_trip": {"packets": 2, "interval_s": 0.02, "time_out_s": 0.5},
+    "round_trip": {"packets": 2, "interval_s": 0.02, "time_out_s": 3.0},
     "web": {"time_out_s": 2.0, "allow_private": True},
 }
 _SIZES: list[dict[str, Any]] = [

@@ -78,7 +78,10 @@ async def test_both_directions_are_loaded_and_probed(direction: str) -> None:
     assert values.self_rpm is not None
     assert values.tls_s is None
     assert values.delay_idle_median_s is not None
+    assert values.loaded_packets_sent is not None
+    assert values.loaded_packets_received is not None
     assert values.loaded_packets_received <= values.loaded_packets_sent
+    assert values.load_bps is not None
     assert values.load_bps > 0
     assert len(values.goodput) == values.intervals
     moved = context.usage.received_bytes if direction == "download" else context.usage.sent_bytes
@@ -96,10 +99,11 @@ async def test_without_stamp_the_requests_still_count() -> None:
 
 
 async def test_a_byte_cap_ends_the_load_with_low_confidence() -> None:
-    """What could not settle says so; it is no failure."""
+    """What could not settle says so; it is no failure. Before an interval has ended nothing is known of the load."""
     async with peer_of() as peer:
         values = await measured(peer, ResponsivenessParameters(max_bytes=200_000, interval_s=0.2))
     assert values.confidence == "low"
+    assert (values.intervals, values.load_bps, values.loaded_packets_sent) == (0, None, None)
 
 
 async def test_a_peer_without_the_small_object_is_a_failure() -> None:

@@ -117,6 +117,7 @@ class Site:
         run_ip("-n", self.far, "link", "set", "line0", "up")
         # An interface that is switched off keeps its IPv4 addresses and loses the others.
         for end in self._ends:
+            run_ip("-n", end.namespace, "address", "replace", str(end.address), "dev", end.device)
             run_ip("-n", end.namespace, "address", "replace", str(end.address_v6), "dev", end.device, "nodad")
         self._finish_line()
 
@@ -154,6 +155,11 @@ def removed(site: Site) -> None:
 def switched_off(site: Site) -> None:
     """The interface goes down and stays down."""
     run_ip("-n", site.near, "link", "set", "wan0", "down")
+
+
+def unaddressed(site: Site) -> None:
+    """The modem dials anew, and its address is withdrawn; the interface stays up."""
+    run_ip("-n", site.near, "-4", "address", "flush", "dev", "wan0")
 
 
 def cut(site: Site) -> None:

@@ -83,6 +83,16 @@ def test_round_trips_have_the_length_of_their_packets() -> None:
     assert compared(doubled, run_of("round_trip", ROUND_TRIP, method="stamp"))["duplicated"] == (near(0.21), "is")
 
 
+@pytest.mark.parametrize("method", ["stamp", "icmp", "tcp"])
+def test_a_line_without_this_ip_version_brings_nothing_back(method: str) -> None:
+    """There is no delay to expect of it, and all is lost."""
+    only_v4 = msgspec.structs.replace(PLAIN, ipv6="dropped")
+    values = ROUND_TRIP | {"packets_received": 0}
+    found = compared(only_v4, run_of("round_trip", values, method=method, ip_version="6"))
+    assert found == {"loss": (1.0, "is")}
+    assert set(compared(only_v4, run_of("round_trip", ROUND_TRIP, method=method, ip_version="4"))) > {"pdv"}
+
+
 def test_loaded_delay_is_at_most_a_full_buffer_more() -> None:
     """The packet on the line included; nothing more where a policer has no buffer, more where the rate falls."""
     values = {"load_bps": 4e6, "rpm": 300.0, "goodput": [{"offset_s": 2.0, "goodput_bps": 4e6}] * 5}
@@ -100,6 +110,23 @@ def test_loaded_delay_is_at_most_a_full_buffer_more() -> None:
         LinkProfile,
     )
     assert compared(falling, run)["delay_loaded"] == (near(idle_s + (0.1 + 1500 * BYTE_S) * 4), "at_most")
+
+
+@pytest.mark.parametrize(("steady_s", "expected_s"), [(1.5, 1.5), (0.0, 0.4)])
+def test_a_rate_is_compared_with_the_time_it_is_of(steady_s: float, expected_s: float) -> None:
+    """The steady part; a lower bound has none, and is the rate of the last 0.4 s."""
+    seen: list[float] = []
+
+    class Noted(_Line):
+        @staticmethod
+        def mean_rate_bps(direction: Direction, from_ns: int, to_ns: int) -> float:
+            seen.append((to_ns - from_ns) / 1e9)
+            return float(PLAIN.rate_bps(direction))
+
+    values = {"capacity_bps": 4.8e6, "steady_s": steady_s, "transfer_s": 2.0, "curve": [{"offset_s": 2.0}]}
+    run = run_of("capacity", values, direction="upload", ip_version="4")
+    compare(cast("Site", _Site(PLAIN, Noted())), run, {})
+    assert seen == [pytest.approx(expected_s)]
 
 
 def test_capacity_has_its_delays_when_they_were_asked_for() -> None:

@@ -81,7 +81,7 @@ async def test_starts_are_unique(tmp_path: Path) -> None:
 
 
 async def test_heavy_tasks_exclude_each_other(rig: MeasurerRig) -> None:
-    """Of heavy tasks on two links one waits for the other; a light one does not wait."""
+    """Of heavy tasks on two links one waits for the other."""
     running, most = 0, 0
 
     async def load(context: Context) -> Any:

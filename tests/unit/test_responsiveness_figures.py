@@ -129,7 +129,7 @@ def test_nothing_at_all_has_no_figure() -> None:
     """A load that ended before its first interval: no rate, no responsiveness, low confidence."""
     verdict = WorkingConditions(0.0, 1.0).verdict()
     assert verdict.responsiveness.rpm is None
-    assert verdict.load_bps == 0
+    assert verdict.load_bps is None
     assert verdict.confidence is Confidence.LOW
 
 

@@ -18,7 +18,7 @@ PAUSE_S_MAX: Final = 0.05
 # The rate has stopped rising, but streams that have only begun may yet make it rise.
 _LEVEL_S_MAX: Final = 0.03
 _RISING_S_MAX: Final = 0.015
-# A cap ends within a second, most of it ramp, and each part of it waits to be asked for: nothing may be late.
+# A cap mostly ends within a second, most of it ramp, and each part of it waits to be asked for: nothing may be late.
 _CAPPED_S_MAX: Final = 0.004
 # Of the time that a stream lasts. While the rate rises that is soon no longer true.
 _SHARE: Final = 1 / 2

@@ -45,7 +45,7 @@ _TUNE_PERIOD_S: Final = 0.2
 _CALM_PERIOD_S: Final = 2 * SAMPLE_PERIOD_S
 _RTT_UNKNOWN_S: Final = 0.05  # between a fixed line's 5 ms and a mobile one's 100 ms, until the kernel has a sample
 _BITS: Final = 8
-# Twenty samples late: nobody was there to count, and what waited in the buffers came all at once.
+# Ten samples late or more: nobody was there to count, and what waited in the buffers came all at once.
 STOOD_STILL_S: Final = 1.0
 # Streams that the peer ends properly are replaced; one that ends thousands of them is not a peer.
 _STREAMS_OPENED_MAX: Final = 256

@@ -32,9 +32,11 @@ Direction = Literal["download", "upload"]
 CONNECT_TIME_OUT_S: Final = 5.0
 REQUEST_TIME_OUT_S: Final = 5.0
 STALL_TIME_OUT_S: Final = 3.0
-# More than comes between two looks at 2.5 Gbit/s; nothing is ever written there.
+# More than comes between two looks at 2.5 Gbit/s. Only what is decrypted is ever written there, a record at a time.
 RECEIVE_BYTES_MAX: Final = 8 << 20
 USER_AGENT: Final = "fleet-probe"
+# Where decrypting is slower than the line there is always more, and others wait for their turn.
+_PASSES_MAX: Final = 8
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)  # close with RST: what is still queued must not cost the line
 
 
@@ -164,8 +166,9 @@ class Stream(ABC):
             MeasurementFailedError: this stream is over.
         """
         self._serve_once(events, buffer)
-        while pending_bytes := self._pending_bytes:  # nothing would wake us for these
-            if self.state not in _ANSWERED:
+        for _ in range(_PASSES_MAX):
+            pending_bytes = self._pending_bytes  # nothing would wake us for these
+            if not pending_bytes or self.state not in _ANSWERED:
                 return
             self._serve_once(select.EPOLLIN, buffer)
             if self._pending_bytes == pending_bytes:
@@ -241,7 +244,7 @@ class Stream(ABC):
 
     @abstractmethod
     def tune(self, now_s: float) -> None:
-        """Adapt to the stream's rate; called five times a second, in the ramp 20 times."""
+        """Adapt to the stream's rate; called with every sample, five times a second once no streams will be added."""
 
     def _latest_bytes_per_s(self, now_s: float) -> float | None:
         """The rate since this was asked the last time; absent when no time has passed."""

@@ -83,7 +83,7 @@ class DownloadStream(Stream):
 
         Otherwise it puts the acknowledgement off until somebody reads, for the window would be seen to shrink
         (`__tcp_ack_snd_check` of Linux). Then the peer would send at our pace, in bursts as long as our pauses, which a
-        line with a small buffer drops: of 965 Mbit/s through 8 ms of buffer, 537 were left with pauses of 15 ms.
+        line with a small buffer drops: through 8 ms of buffer about half of the rate was left (`docs/decisions.md`).
         """
         if self._unread_bytes_max * 3 // 4 < most_bytes <= self._unread_bytes_max:
             return

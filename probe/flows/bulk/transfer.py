@@ -26,7 +26,7 @@ async def transfer(
     on_bytes: Callable[[int], None] | None = None,
     watch: Watch | None = None,
 ) -> Transfer:
-    """Carry out `order` over sockets from `open_socket`; `on_bytes` hears the total of bytes 20 times a second.
+    """Carry out `order` over sockets from `open_socket`; `on_bytes` hears the total of bytes with every sample.
 
     Raises:
         MeasurementFailedError: (connect | request | transfer, ...) no stream is left, or none moves.

@@ -13,9 +13,10 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
+from probe.errors import MeasurementFailedError, NotRunError
 from probe.flows.faults import failed
 from probe.links import IpVersion, Link
-from probe.messages import Operation
+from probe.messages import FailureKind, Operation
 
 _HEADER: Final = struct.Struct("=IHHII")  # linux/netlink.h, struct nlmsghdr: length, type, flags, sequence, port
 _ROUTE: Final = struct.Struct("=BBBBBBBBI")  # linux/rtnetlink.h, struct rtmsg: family, lengths of both addresses, …
@@ -40,21 +41,30 @@ _ANSWER_BYTES: Final = 8192
 _TIME_OUT_S: Final = 1.0  # the kernel answers within the call that asks
 
 
-def raise_if_no_way(link: Link, version: IpVersion, destination: str, answering: Operation = Operation.RECEIVE) -> None:
+def raise_if_no_way(
+    link: Link,
+    version: IpVersion,
+    destination: str,
+    sending: Operation = Operation.SEND,
+    answering: Operation = Operation.RECEIVE,
+) -> None:
     """Tell a path on which all are silent from packets that have never left: for when nothing at all came back.
 
     The kernel tells the sockets of neither. One that is bound to a device sends by IPv4 without a route too, on the off
     chance; and the report that the next hop does not answer for its address does not find such a socket (UDP, IPv4).
 
     Raises:
-        MeasurementFailedError: (send, network_unreachable) no route of this link leads there; (`answering`,
-            host_unreachable) the next hop answers no question for its address.
-        NotRunError: the link is down (`link_down`).
+        MeasurementFailedError: (`sending`, network_unreachable) no route of this link leads there; (`answering`,
+            host_unreachable) the next hop answers no question for its address; (`answering`, link_lost) the link went
+            down meanwhile, or lost its address.
     """
-    source = link.source_address(version)
+    try:
+        source = link.source_address(version)
+    except NotRunError as gone:
+        raise MeasurementFailedError(answering, FailureKind.LINK_LOST, str(gone)) from gone
     error = _route_error_v4(link.interface, source, destination) if version == 4 else None  # noqa: PLR2004 - IPv4
     if error is not None:
-        raise failed(Operation.SEND, error) from error
+        raise failed(sending, error) from error
     error = neighbour_error(link.interface, source, destination)
     if error is not None:
         raise failed(answering, error) from error

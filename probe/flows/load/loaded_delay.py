@@ -16,7 +16,7 @@ from probe.flows.echo.stamp import StampProtocol
 from probe.links import IpVersion, Link
 from probe.messages import ClockReading
 
-# 20 packets a second (METHODOLOGY: no more than a voice call's share), in series of a quarter of a second: short enough
+# 20 packets a second (no more than a voice call's share), in series of a quarter of a second: short enough
 # to tell the ramp from the steady part, and every series has a socket and numbers of its own.
 _PACKETS: Final = 5
 _INTERVAL_S: Final = 0.05
@@ -78,10 +78,10 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class LoadedDelays:
-    """Packets sent and answered in a stretch of time, and the delay of those answered."""
+    """Packets sent and answered in a stretch of time, absent if it was too short; the delay of those answered."""
 
-    sent: int
-    received: int
+    sent: int | None
+    received: int | None
     delay: DelaySummary
 
 
@@ -131,8 +131,8 @@ class DelayWatch:
             for arrival in part.arrivals
         ]
         return LoadedDelays(
-            sent=sum(part.sent for part in parts),
-            received=len(first_arrivals(arrivals)),
+            sent=sum(part.sent for part in parts) if parts else None,
+            received=len(first_arrivals(arrivals)) if parts else None,
             delay=summarise(arrivals),
         )
 

@@ -77,7 +77,7 @@ class Verdict:
     """What was found in the end."""
 
     responsiveness: Responsiveness
-    load_bps: float
+    load_bps: float | None
     load_confidence: Confidence
     confidence: Confidence
 
@@ -175,7 +175,7 @@ class WorkingConditions:
         """What was found, settled or not."""
         return Verdict(
             responsiveness=self._now(),
-            load_bps=self.last_goodput_bps,
+            load_bps=self._goodputs_bps[-1] if self._goodputs_bps else None,
             load_confidence=_confidence(len(self._goodputs_bps), settled=self._load_is_settled),
             confidence=_confidence(len(self._rpms), settled=self._is_settled),
         )

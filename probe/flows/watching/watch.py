@@ -53,6 +53,12 @@ class Learned:
     end_boottime_s: float | None = None
     state: State | None = None
 
+    def forget_operator(self) -> None:
+        """The router at `hop` is asked again: what the operator's own host answered says nothing of it."""
+        if self.operator is not None:
+            self.operator = None
+            self.answers.pop("operator", None)
+
 
 @dataclass(slots=True)
 class _Witness:

@@ -76,6 +76,8 @@ class WatchWindow:
         self._learned = learned
         self._start_ns = start_boottime_ns
         self._end_s = self._now_s() + window_s
+        if plan.operator is None:
+            learned.forget_operator()
         self._names = Names(plan.link, plan.version, plan.peer, plan.operator, learned.addresses, usage)
         self._watch = Watch(
             plan.link,
