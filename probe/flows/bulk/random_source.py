@@ -6,8 +6,8 @@ import os
 from typing import Final
 
 # Random bytes cost 5 ms per megabyte: those of the first part are written again and again. Only a compressor whose
-# memory reaches a quarter of a megabyte back would notice: deflate's reaches 32 KiB.
-PERIOD_BYTES: Final = 256 * 1024
+# memory reaches 64 KiB back would notice: deflate's reaches 32 KiB, LZ4's is a byte too short.
+PERIOD_BYTES: Final = 64 * 1024
 
 
 def random_source(length_bytes: int) -> int:
