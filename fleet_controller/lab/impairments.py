@@ -86,7 +86,12 @@ class Lottery:
         leave_hit = 1 - ratio if mean_burst <= 1 else 1 / mean_burst
         leave_spared = ratio if mean_burst <= 1 else leave_hit * ratio / (1 - ratio)
         self._leave = (leave_spared, leave_hit)
-        self._is_hit = ratio > 0 and self._random.random() < ratio
+        self._ratio = ratio
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Forget what was: of the next packet no more is known than the ratio."""
+        self._is_hit = self._random.random() < self._ratio
         self._left = self._draw()
 
     def hits(self, packets: int) -> list[int]:

@@ -31,6 +31,9 @@ __all__ = [
 _NS_PER_S = 1_000_000_000
 # A buffer that cannot hold two packets of 1500 bytes would lose even a packet that finds the line idle but one.
 _BUFFER_BYTES_MIN = 3_000
+# A run of losses is a bad moment of the line, and over when nothing passed for so long: counted in packets alone, it
+# would wait on an idle line for the tries of a question, which come seconds apart.
+_LOSS_MEMORY_NS = _NS_PER_S // 2
 
 
 @dataclass(slots=True)
@@ -70,6 +73,8 @@ class Line:
         self._plan: RatePlan | None = rate_plan(profile, direction, seed)
         self._start_ns, self._rate_until_ns = start_ns, 0
         self._loss = _lottery(profile.loss_ratio, f"loss of {seed}", profile.loss_burst_packets)
+        self._forgets_loss_ns = _LOSS_MEMORY_NS if profile.loss_burst_packets > 1 else None
+        self._sent_ns: int | None = None
         self._late = _lottery(profile.reorder_ratio, f"order of {seed}")
         self._twice = _lottery(profile.duplicate_ratio, f"copies of {seed}")
         self._late_ns = round(profile.reorder_gap_s * _NS_PER_S)
@@ -171,6 +176,7 @@ class Line:
     def _send(self, frame: bytes, packets: int, sent_ns: int) -> None:
         """Let chance decide over each packet, and the rest travel."""
         arrival_ns = sent_ns + self.delay_ns + self.jitter.at(sent_ns)
+        self._end_run_of_losses(sent_ns)
         lost = _hits(self._loss, packets)
         late = [index for index in _hits(self._late, packets) if index not in lost]
         twice = [index for index in _hits(self._twice, packets) if index not in lost]
@@ -184,6 +190,13 @@ class Line:
         for index in late:
             one = part(frame, index, 1)
             heapq.heappush(self._held, (arrival_ns + self._late_ns, wire_bytes(one), 1, one))
+
+    def _end_run_of_losses(self, sent_ns: int) -> None:
+        before_ns, self._sent_ns = self._sent_ns, sent_ns
+        if self._loss is None or self._forgets_loss_ns is None or before_ns is None:
+            return
+        if sent_ns - before_ns > self._forgets_loss_ns:
+            self._loss.begin_anew()
 
     def _travel(self, frame: bytes, packets: int, arrival_ns: int) -> None:
         self._travelling.append((arrival_ns, wire_bytes(frame), packets, frame))

@@ -58,7 +58,8 @@ class LinkProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         buffer_s: how long a packet waits at most before the line, in each direction.
         description: one line for people.
         download_buffer_s, upload_buffer_s: where one direction's buffer is another.
-        loss_burst_packets: mean length of a run of lost packets (Gilbert's model); 1 means independent losses.
+        loss_burst_packets: mean length of a run of lost packets (Gilbert's model); 1 means independent losses. A run
+            ends when nothing passed for half a second.
         reorder_ratio: share of packets held back by `reorder_gap_s`, so that later ones overtake them.
         duplicate_ratio: share of packets that arrive twice.
         rate_steps: both rates in the course of time, from the start of the line, over and over.

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from fleet_controller.lab.compare import compare
-from fleet_controller.lab.comparison import Comparison
+from fleet_controller.lab.comparison import Comparison, outcome
 from fleet_controller.lab.namespaces import command_in
 from fleet_controller.lab.profile import DIRECTIONS, Direction
 from fleet_controller.lab.services import Service, answers, die_with_parent, find_program
@@ -139,6 +139,8 @@ def ours(site: Site, way: Direction, seconds: float, **more: object) -> tuple[fl
     for one in compare(site, run, parameters):
         if isinstance(one, Comparison) and one.what == way:
             return one.measured or 0.0, one.configured
+    said = run.result.failure or run.result.not_run
+    sys.stderr.write(f"{way}: {outcome(run.result)} {said.detail if said else ''}\n")
     return 0.0, site.profile.expected_capacity_bps(way)
 
 

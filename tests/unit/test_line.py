@@ -242,6 +242,21 @@ def test_loss_is_of_packets_whether_they_travel_alone_or_together(packets: int, 
     assert emulated.counters.lost == pytest.approx(800, abs=5 * (800 * 2 * burst) ** 0.5)
 
 
+@pytest.mark.parametrize(("gap_ms", "expected"), [(100, 0.75), (600, 0.2)])
+def test_a_run_of_losses_is_over_after_a_pause(gap_ms: int, expected: float) -> None:
+    """A tenth of a second after a lost packet the next is probably lost too; after half of one it is like any other."""
+    emulated = line(10_000_000_000, loss_ratio=0.2, loss_burst_packets=4)
+    is_lost = []
+    for number in range(1, 8_001):
+        before = emulated.counters.lost
+        emulated.offer(frame(), number * gap_ms * MS)
+        list(emulated.due(number * gap_ms * MS + MS))
+        is_lost.append(emulated.counters.lost > before)
+    after_a_loss = [second for first, second in itertools.pairwise(is_lost) if first]
+    assert sum(after_a_loss) / len(after_a_loss) == pytest.approx(expected, abs=0.06)
+    assert sum(is_lost) / len(is_lost) == pytest.approx(0.2, abs=0.06)
+
+
 def test_late_packets_are_overtaken_by_those_of_the_gap() -> None:
     """One in ten is held back by 5 ms, so that packets a millisecond apart come before it; none is lost."""
     emulated = line(reorder_ratio=0.1, reorder_gap_s=0.005)
