@@ -121,20 +121,23 @@ def stub(near: str) -> str:
     return near
 
 
-async def test_no_route_is_a_failure_to_send(stub: str) -> None:
+# By TCP, connecting is the sending.
+@pytest.mark.parametrize(("method", "operation"), [("stamp", "send"), ("tcp", "connect")])
+async def test_no_route_is_a_failure_to_send(stub: str, method: str, operation: str) -> None:
     """When the kernel takes no packet (an IPv6 link without a route to the peer), the failure is in sending."""
     write_setting(stub, "ipv6/conf/wan0/disable_ipv6", "0")
     run_ip("-n", stub, "addr", "add", "2001:db8::2/64", "dev", "wan0", "nodad")
-    result = await measured(stub, "wan0", host="2001:db8:1::1", parameters={"ip_version": 6})
-    assert result == {"failure": ["send", "network_unreachable"]}
+    parameters = {"method": method, "ip_version": 6, "packets": 2}
+    result = await measured(stub, "wan0", host="2001:db8:1::1", parameters=parameters)
+    assert result == {"failure": [operation, "network_unreachable"]}
 
 
-@pytest.mark.parametrize("method", ["stamp", "tcp"])
-async def test_ipv4_without_a_route_is_told(stub: str, method: str) -> None:
+@pytest.mark.parametrize(("method", "operation"), [("stamp", "send"), ("tcp", "connect")])
+async def test_ipv4_without_a_route_is_told(stub: str, method: str, operation: str) -> None:
     """For a socket bound to a device Linux takes an address without a route as a neighbour, in silence: we ask it."""
     parameters = {"method": method, "packets": 2, "interval_s": 0.01, "time_out_s": 0.1}
     result = await measured(stub, "wan0", host="203.0.113.1", parameters=parameters)
-    assert result == {"failure": ["send", "network_unreachable"]}
+    assert result == {"failure": [operation, "network_unreachable"]}
 
 
 async def test_silence_behind_a_route_is_a_value(stub: str) -> None:
