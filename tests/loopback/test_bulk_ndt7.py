@@ -188,8 +188,12 @@ async def test_a_server_that_fails(
 ) -> None:
     """Each in the contract's words, within its time-out."""
     del name
+    accepted = {expected}
+    if direction == "upload" and expected[1] is FailureKind.RESET:
+        # A reset that strikes in the middle of a sendfile is lost: Linux gives the bytes, and EPIPE the next time.
+        accepted.add((expected[0], FailureKind.CLOSED))
     with Scripted(script) as server:
-        assert await failure_of(wanted(server.port, direction, max_duration_s=2, streams_max=1)) == expected
+        assert await failure_of(wanted(server.port, direction, max_duration_s=2, streams_max=1)) in accepted
 
 
 @pytest.mark.parametrize(("name", "script", "expected"), DOWNLOAD_FAULTS, ids=[row[0] for row in DOWNLOAD_FAULTS])
