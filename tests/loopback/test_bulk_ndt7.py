@@ -162,8 +162,8 @@ def sends(*parts: bytes, then: str = "stays") -> Callable[[socket.socket], None]
     return act
 
 
-# Nothing is read here, and the buffers of a loopback are full within milliseconds. A stream that was cut is replaced eight
-# times: nine of these must fit into the two seconds of a test.
+# Nothing is read here, and the buffers of a loopback are full within milliseconds. A stream that was cut is replaced
+# eight times: nine of these must fit into the two seconds of a test.
 _FULL_AFTER_S = 0.1
 BULK = b"\x82\x7f" + (1 << 16).to_bytes(8, "big") + bytes(1 << 16)
 FAULTS: list[tuple[str, Callable[[socket.socket, int], None], Outcome]] = [
