@@ -79,9 +79,9 @@ class CapacityValues(Values, frozen=True):
     do more. `confidence_ratio` is the half width of the 95 % interval over the mean. `stopped_by` is one of
     confident, steady_time, max_duration, max_bytes, whole_file. Bytes and times are of the payload and from the first
     request on.
-    `streams` were alive at the end. `delay_min_s` is the smallest round trip that TCP saw. `retransmitted_bytes` is
-    known for uploads. `congestion_control` is the sender's algorithm: for downloads the peer's, if it says so.
-    `tls_version` and `tls_cipher` are there when the peer demands TLS.
+    `streams` were alive at the end, or about to be followed by another. `delay_min_s` is the smallest round trip that
+    TCP saw. `retransmitted_bytes` is known for uploads. `congestion_control` is the sender's algorithm: for downloads
+    the peer's, if it says so. `tls_version` and `tls_cipher` are there when the peer demands TLS.
     Known for uploads, by TCP_INFO: `delivery_rate_bps`, the kernel's own latest estimate, all streams together;
     `reorderings`, how often packets were seen overtaken; `receiver_limited_ratio` and `buffer_limited_ratio`, the share
     of the time in which the peer's window or this host's buffer held the transfer up, not the line. For downloads:

@@ -132,6 +132,18 @@ async def test_a_peer_that_ends_its_connections_is_asked_again() -> None:
     assert server.counters.accepted > 4
 
 
+async def test_a_stream_between_two_connections_is_not_missing() -> None:
+    """Each connection gives 32 MiB, a few looks' worth: whenever the transfer ends, two streams have carried it."""
+    server = HttpPeer(Limits(bytes_per_connection=32 * MIB))
+    server.start("127.0.0.1", 0)
+    try:
+        ends = [await run(order(server.port, streams_max=2, max_duration_s=0.2)) for _ in range(8)]
+    finally:
+        server.stop()
+    assert [(done.streams, done.streams_failed) for done in ends] == [(2, 0)] * 8
+    assert server.counters.accepted > 16 + 8
+
+
 async def test_a_closed_port_is_refused() -> None:
     """(connect, refused)."""
     assert await failure_of(order(free_port())) == (Operation.CONNECT, FailureKind.REFUSED)

@@ -98,7 +98,7 @@ class Run:
         self._allowance = Allowance(limit_bytes, is_hard=order.file_bytes is None)
         self._first_problem: MeasurementFailedError | None = None
         self._streams_opened = self._streams_wanted = self._streams_failed = self._total_bytes = 0
-        self._streams_replaced = 0
+        self._streams_replaced = self._successors_due = 0
         self._is_planned = self._is_spent = False
         self._next_open_s = 0.0
         self._began_s: float | None = None
@@ -326,6 +326,7 @@ class Run:
     def _open(self) -> None:
         """Open one stream; that it cannot be opened is a failed stream, unless the link was down from the start."""
         self._streams_opened += 1
+        self._successors_due = max(0, self._successors_due - 1)
         if self._streams_opened > _STREAMS_OPENED_MAX:
             self._fail(MeasurementFailedError(Operation.TRANSFER, FailureKind.CLOSED, "the peer ends every stream"))
             return
@@ -364,7 +365,9 @@ class Run:
         self._ended_bytes += stream.counted_bytes
         self._sort_out()
         self._is_spent = self._is_spent or stream.is_spent
-        if problem is not None:
+        if problem is None:
+            self._successors_due += 1
+        else:
             self._fail(problem)
             if stream.counted_bytes and self._streams_replaced < _REPLACED_MAX:
                 self._streams_replaced += 1
@@ -408,10 +411,11 @@ class Run:
         began_s = self._began_s or 0.0
         transfer_s = self._estimator.last_s
         everyone = [*self._streams.values(), *self._ended]
+        spent = sum(stream.is_spent for stream in self._ended)
         return Transfer(
             estimate=self._estimator.estimate(),
             stopped_by=reason,
-            streams=len(self._streams) + sum(stream.is_spent for stream in self._ended),
+            streams=len(self._streams) + spent + min(self._successors_due, self._streams_missing),
             streams_failed=self._streams_failed,
             transferred_bytes=self._total_bytes,
             transfer_s=transfer_s,
