@@ -81,7 +81,10 @@ def _steady_interval(seen: Seen) -> tuple[int, int]:
     if not curve:
         return seen.run.began_ns, seen.run.ended_ns
     length_s = seen.values.get("steady_s") or min(seen.values["transfer_s"], _LOWER_BOUND_S)
-    return _interval(seen, curve[-1]["offset_s"], length_s)
+    # The curve ends with its last whole step, the steady part with the last count: up to a step later.
+    step_s = curve[1]["offset_s"] - curve[0]["offset_s"] if len(curve) > 1 else curve[0]["offset_s"]
+    began_s = max(0.0, curve[0]["offset_s"] - step_s)
+    return _interval(seen, began_s + seen.values["transfer_s"], length_s)
 
 
 def _interval(seen: Seen, end_s: float, length_s: float) -> tuple[int, int]:

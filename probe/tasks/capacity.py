@@ -196,6 +196,7 @@ def _order(peer: Peer, address: str, parameters: CapacityParameters) -> Order:
         max_bytes=parameters.max_bytes,
         file_bytes=parameters.file_bytes,
         streams_max=parameters.streams_max,
+        is_load=parameters.loaded_delay,
     )
 
 

@@ -156,6 +156,7 @@ class _Line:
             max_duration_s=parameters.max_duration_s,
             max_bytes=parameters.max_bytes,
             streams_max=parameters.streams_max,
+            is_load=True,
             until_told=True,
             tls=self.tls,
         )

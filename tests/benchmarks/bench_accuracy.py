@@ -43,6 +43,7 @@ PROFILES = ("ftth_150_100", "ftth_1000_500", "cable", "4g_good", "dsl_bloat", "s
 LEAD_MAX_RATIO = 0.01
 IPERF3_PORT, IRTT_PORT = 5201, 2112
 PACKETS, INTERVAL_S, CONNECT_INTERVAL_S = 100, 0.02, 0.05
+TIME_OUT_S = 2.0
 ECHO_PAYLOAD_BYTES = 56  # ping's and fping's
 BITS = 8
 CAPPED_SHARE = 0.25
@@ -208,9 +209,10 @@ def ping(site: Site, way: Direction, seconds: float) -> float:
 
 
 def fping(site: Site, way: Direction, seconds: float) -> float:
-    """The same."""
+    """The same; without a time-out of its own it waits for an answer no longer than from one packet to the next."""
     del way, seconds
-    done = site.run_near(["fping", "-q", "-C", str(PACKETS), "-p", str(int(INTERVAL_S * MS)), PEER_V4])
+    period_ms, time_out_ms = str(int(INTERVAL_S * MS)), str(int(TIME_OUT_S * MS))
+    done = site.run_near(["fping", "-q", "-C", str(PACKETS), "-p", period_ms, "-t", time_out_ms, PEER_V4])
     said = done.stderr.strip().rpartition(":")[2].split()
     return statistics.median(float(word) / MS for word in said if word != "-")
 

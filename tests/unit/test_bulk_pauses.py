@@ -1,4 +1,4 @@
-"""For how long streams may be left alone: whatever happens in a pause, none runs dry."""
+"""For how long streams may be left alone: whatever happens in a pause, the line has something to carry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from probe.flows.bulk.pauses import PAUSE_FIRST_S, PAUSE_MIN_S, PAUSE_S_MAX, Lasting, Phase, first_pause_s, pause_s
 
-RISING = Phase(direction="download", rtt_s=0.004, is_capped=False, is_calm=False, is_level=False)
+RISING = Phase(direction="download", rtt_s=0.004, queue_s=0.0, is_capped=False, is_calm=False, is_level=False)
 LEVEL = dataclasses.replace(RISING, is_level=True)
 CALM = dataclasses.replace(LEVEL, is_calm=True)
 UPLOAD_RISING = dataclasses.replace(RISING, direction="upload")
@@ -20,6 +20,7 @@ PHASES = st.builds(
     Phase,
     direction=st.sampled_from(["download", "upload"]),
     rtt_s=st.floats(0.0, 1.0),
+    queue_s=st.floats(0.0, 2.0),
     is_capped=st.booleans(),
     is_calm=st.booleans(),
     is_level=st.booleans(),
@@ -76,6 +77,30 @@ def test_a_send_buffer_lasts_a_round_trip_of_slow_start(rtt_s: float, least_s: f
     phase = dataclasses.replace(UPLOAD_RISING, rtt_s=rtt_s)
     assert pause_s(phase, grown(0.0)) == pytest.approx(least_s)
     assert first_pause_s(phase) == pytest.approx(max(least_s, PAUSE_FIRST_S))
+
+
+def test_what_waits_at_the_bottleneck_lets_an_upload_wait_longer() -> None:
+    """Three quarters of that are added, of 30 ms at most: the line stays busy while the stream has nothing to send."""
+    upload = dataclasses.replace(CALM, direction="upload")
+    for queue_s, expected_s in ((0.0, 0.01), (0.02, 0.025), (0.03, 0.0325), (1.0, 0.0325)):
+        assert pause_s(dataclasses.replace(upload, queue_s=queue_s), grown(0.02)) == pytest.approx(expected_s)
+    rising = dataclasses.replace(UPLOAD_RISING, queue_s=0.008)
+    assert pause_s(rising, grown(0.0)) == pytest.approx(0.012), "a round trip is as long as it is now"
+
+
+@pytest.mark.parametrize("phase", [RISING, LEVEL, CALM])
+def test_a_full_line_empties_no_receive_window(phase: Phase) -> None:
+    """A download waits as before: a window that is full stops the peer."""
+    assert pause_s(dataclasses.replace(phase, queue_s=0.02), grown(0.02)) == pause_s(phase, grown(0.02))
+
+
+@given(PHASES, st.floats(0.001, 0.1), st.floats(0.0, 2.0))
+def test_a_look_that_comes_late_finds_the_line_busy(phase: Phase, lasts_s: float, queue_s: float) -> None:
+    """By half of what a stream lasts, unless the shortest pause or slow start wants otherwise."""
+    calm = dataclasses.replace(phase, is_calm=True, is_level=True, queue_s=queue_s)
+    reserve_s = queue_s if calm.direction == "upload" else 0.0
+    wanted_s = pause_s(calm, grown(lasts_s))
+    assert wanted_s <= PAUSE_MIN_S or wanted_s <= lasts_s / 2 + reserve_s + 1e-9
 
 
 def test_a_receive_window_may_be_full_at_once() -> None:

@@ -33,15 +33,20 @@ class Played:
     streams: int
 
 
-def play(rate: Rate, *, rtt_s: float = 0.01, streams_max: int = 16, limit_s: float = 10.0) -> Played:
-    """Feed the estimator what a line of `rate(time_s, streams)` bit/s delivers, and do as it advises."""
+def play(
+    rate: Rate, *, rtt_s: float = 0.01, streams_max: int = 16, limit_s: float = 10.0, unsure_until: int = 0
+) -> Played:
+    """Feed the estimator what a line of `rate(time_s, streams)` bit/s delivers, and do as it advises.
+
+    With up to `unsure_until` streams, that they gained nothing says nothing of more.
+    """
     estimator, streams, total, time_s = CapacityEstimator(), 4, 0.0, 0.0
     reason = None
     while reason is None and time_s < limit_s:
         time_s += SAMPLE_PERIOD_S
         total += rate(time_s, streams) * SAMPLE_PERIOD_S / 8
         estimator.add(time_s, int(total))
-        advice, reason = estimator.advise(rtt_s, can_grow=streams < streams_max)
+        advice, reason = estimator.advise(rtt_s, can_grow=streams < streams_max, is_unsure=streams <= unsure_until)
         if advice is Advice.GROW:
             streams += 4
     return Played(estimator, reason, time_s, streams)
@@ -119,6 +124,16 @@ def test_a_stage_that_gains_five_percent_is_the_last() -> None:
     """A gain of 4 % does not pay for more streams."""
     played = play(lambda _time_s, streams: 100 * MBIT * (1.04 if streams > 4 else 1.0))
     assert played.streams == 8
+
+
+def test_a_stage_that_could_not_show_a_gain_is_followed_by_another() -> None:
+    """As often as there are more streams to be had; the figure then is of the last plateau."""
+    assert play(lambda _time_s, _streams: 100 * MBIT, unsure_until=8).streams == 12
+    gains_late = play(lambda _time_s, streams: 100 * MBIT * (1.0 if streams < 12 else 1.3), unsure_until=8)
+    assert gains_late.streams == 16
+    assert gains_late.estimator.estimate().capacity_bps == pytest.approx(130 * MBIT, rel=0.01)
+    no_more = play(lambda _time_s, _streams: 100 * MBIT, streams_max=8, unsure_until=8)
+    assert (no_more.streams, no_more.reason) == (8, StopReason.CONFIDENT)
 
 
 def wandering(mean: Rate) -> Rate:

@@ -129,6 +129,23 @@ def test_a_rate_is_compared_with_the_time_it_is_of(steady_s: float, expected_s: 
     assert seen == [pytest.approx(expected_s)]
 
 
+def test_the_steady_part_ends_with_the_last_count() -> None:
+    """Up to 100 ms behind the curve's last whole step: that much of another rate would be compared."""
+    seen: list[tuple[float, float]] = []
+
+    class Noted(_Line):
+        @staticmethod
+        def mean_rate_bps(direction: Direction, from_ns: int, to_ns: int) -> float:
+            seen.append((from_ns / 1e9, to_ns / 1e9))
+            return float(PLAIN.rate_bps(direction))
+
+    curve = [{"offset_s": 0.5 + 0.1 * step} for step in range(1, 20)]  # the transfer began half a second after the run
+    values = {"capacity_bps": 4.8e6, "steady_s": 1.0, "transfer_s": 1.96, "curve": curve}
+    run = run_of("capacity", values, direction="upload", ip_version="4")
+    compare(cast("Site", _Site(PLAIN, Noted())), run, {})
+    assert seen == [pytest.approx((1.46 - RTT_S, 2.46 - RTT_S))]
+
+
 def test_capacity_has_its_delays_when_they_were_asked_for() -> None:
     """One figure without, three with `loaded_delay`."""
     run = run_of("capacity", {"capacity_bps": 4.8e6}, direction="upload", ip_version="4")

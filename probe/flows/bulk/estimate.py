@@ -149,15 +149,18 @@ class CapacityEstimator:
         before_bps = self._rate_bps(now_s - 2 * step_s, now_s - step_s)
         return now_s >= 2 * step_s and self._rate_bps(now_s - step_s, now_s) <= before_bps * _LEVEL_RATIO
 
-    def advise(self, rtt_s: float, *, can_grow: bool) -> tuple[Advice, StopReason | None]:
-        """Say what to do after the last sample; a reason comes with STOP."""
+    def advise(self, rtt_s: float, *, can_grow: bool, is_unsure: bool = False) -> tuple[Advice, StopReason | None]:
+        """Say what to do after the last sample; a reason comes with STOP.
+
+        `is_unsure`: that the last stage gained nothing would not mean that more streams gain nothing.
+        """
         now_s = self._times_s[-1]
         if self._loaded_until_s is not None:
             return Advice.GO_ON, None
         if self._phase is _Phase.RAMP:
             return self._advise_in_ramp(now_s, rtt_s, can_grow=can_grow), None
         if self._phase is _Phase.STAGE:
-            return self._advise_in_stage(now_s, rtt_s, can_grow=can_grow), None
+            return self._advise_in_stage(now_s, rtt_s, can_grow=can_grow, is_unsure=is_unsure), None
         self._batch_s = _LONG_BATCH_S if rtt_s > _LONG_RTT_S else _BATCH_S
         reason = self._why_stop(now_s, rtt_s)
         return (Advice.STOP if reason else Advice.GO_ON), reason
@@ -205,16 +208,17 @@ class CapacityEstimator:
         self._begin_steady(now_s - window_s)
         return Advice.GO_ON
 
-    def _advise_in_stage(self, now_s: float, rtt_s: float, *, can_grow: bool) -> Advice:
+    def _advise_in_stage(self, now_s: float, rtt_s: float, *, can_grow: bool, is_unsure: bool) -> Advice:
         window_s = _window_s(rtt_s)
         if now_s - self._stage_s < window_s + _SETTLE_RTTS * rtt_s:
             return Advice.GO_ON
         after_bps = self._rate_bps(now_s - window_s, now_s)
-        if after_bps <= self._stage_before_bps * _GAIN_RATIO_MIN:
+        has_gained = after_bps > self._stage_before_bps * _GAIN_RATIO_MIN
+        if can_grow and (has_gained or is_unsure):
+            return self._begin_stage(now_s, max(after_bps, self._stage_before_bps))
+        if not has_gained:
             self._begin_steady(now_s - window_s)
             return Advice.GO_ON
-        if can_grow:
-            return self._begin_stage(now_s, after_bps)
         # The last stage helped: wait for its own plateau.
         self._phase, self._peak_bps, self._risen_s = _Phase.RAMP, after_bps, now_s
         return Advice.GO_ON

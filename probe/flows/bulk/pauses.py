@@ -22,6 +22,9 @@ _RISING_S_MAX: Final = 0.015
 _CAPPED_S_MAX: Final = 0.004
 # Of the time that a stream lasts. While the rate rises that is soon no longer true.
 _SHARE: Final = 1 / 2
+# Of what waits at the bottleneck; and from deep buffers no more than this, or a stream would stand still for long.
+_RESERVE_SHARE: Final = 3 / 4
+_RESERVE_S_MAX: Final = 0.03
 _RISING_SHARE: Final = 1 / 4
 _GROWN_S: Final = 0.3  # a stream's own slow start, at most
 _GROWN_SHARE: Final = 1 / 2
@@ -39,11 +42,13 @@ class Lasting:
 class Phase:
     """Where the transfer stands: `is_calm` when the rate has not risen for a while, `is_level` not in the last samples.
 
-    `rtt_s` is the least round trip that was seen.
+    `rtt_s` is the least round trip that was seen, `queue_s` how much longer all packets travel now,
+    because they wait at the bottleneck; 0 where that must not change.
     """
 
     direction: Direction
     rtt_s: float
+    queue_s: float
     is_capped: bool
     is_calm: bool
     is_level: bool
@@ -62,10 +67,19 @@ def pause_s(phase: Phase, streams: Sequence[Lasting]) -> float:
     if phase.is_capped:
         return _within(PAUSE_MIN_S, lasts_s * _SHARE, _CAPPED_S_MAX) if is_calm else PAUSE_MIN_S
     if is_calm:
-        return _within(PAUSE_MIN_S, lasts_s * _SHARE, PAUSE_S_MAX)
+        return _within(PAUSE_MIN_S, _unhurried_s(phase, lasts_s), PAUSE_S_MAX)
     if phase.is_level:
-        return _within(PAUSE_MIN_S, lasts_s * _SHARE, _LEVEL_S_MAX)
+        return _within(PAUSE_MIN_S, _unhurried_s(phase, lasts_s), _LEVEL_S_MAX)
     return _within(_rising_s_min(phase), lasts_s * _RISING_SHARE, _RISING_S_MAX)
+
+
+def _unhurried_s(phase: Phase, lasts_s: float) -> float:
+    """Until a look that may come late.
+
+    What an upload has waiting at the bottleneck keeps the line busy while the stream itself has nothing to send.
+    """
+    reserve_s = min(phase.queue_s, _RESERVE_S_MAX) if phase.direction == "upload" else 0.0
+    return lasts_s * _SHARE + reserve_s * _RESERVE_SHARE
 
 
 def _grown(streams: Sequence[Lasting]) -> list[Lasting]:
@@ -82,7 +96,9 @@ def _rising_s_min(phase: Phase) -> float:
 
     In slow start the next window is twice as large. Of a receive window what is on its way may need all.
     """
-    return _within(PAUSE_MIN_S, phase.rtt_s, _RISING_S_MAX) if phase.direction == "upload" else PAUSE_MIN_S
+    return (
+        _within(PAUSE_MIN_S, phase.rtt_s + phase.queue_s, _RISING_S_MAX) if phase.direction == "upload" else PAUSE_MIN_S
+    )
 
 
 def _within(least_s: float, wanted_s: float, most_s: float) -> float:

@@ -18,11 +18,16 @@ from probe.flows.bulk.estimate import SAMPLE_PERIOD_S, Advice, CapacityEstimator
 from probe.flows.bulk.pauses import PAUSE_FIRST_S, Lasting, Phase, first_pause_s, pause_s
 from probe.flows.bulk.result import Transfer as Transfer  # noqa: PLC0414 - others know it by this module
 from probe.flows.bulk.result import delay_min_s, tcp_facts
+from probe.flows.bulk.standing_queue import StandingQueue
 from probe.flows.bulk.stream import RECEIVE_BYTES_MAX, Order, Stream, StreamState
 from probe.flows.tcp_info import TcpInfo
 from probe.messages import FailureKind, NotRunReason, Operation
 
 STREAMS_PER_STAGE: Final = 4
+# With packets waiting at the bottleneck all the time the line is full. Only a limit to each stream could still hide
+# what it can do, and of that one more stream shows a quarter or an eighth on top: four more would cost the CPU as much
+# as the first four do. If none wait any more in the end, the line was not full, and four are tried all the same.
+_STREAMS_TO_TRY: Final = 1
 CURVE_STEP_S: Final = 0.1
 # New streams begin one after the other: their slow starts would overshoot, and their losses come, all at once.
 _STAGGER_S: Final = 0.01
@@ -87,6 +92,7 @@ class Run:
         self._order, self._open_socket, self._on_bytes, self._stop = order, open_socket, on_bytes, stop
         self._watch = watch or _NOBODY
         self._estimator = CapacityEstimator()
+        self._queue = StandingQueue()
         self._epoll = select.epoll()
         self._streams: dict[int, Stream] = {}
         self._flowing: list[Stream] = []
@@ -99,7 +105,7 @@ class Run:
         self._first_problem: MeasurementFailedError | None = None
         self._streams_opened = self._streams_wanted = self._streams_failed = self._total_bytes = 0
         self._streams_replaced = self._successors_due = 0
-        self._is_planned = self._is_spent = False
+        self._is_planned = self._is_spent = self._has_grown = self._is_trial = False
         self._next_open_s = 0.0
         self._began_s: float | None = None
         self._moved_s: float | None = None
@@ -107,6 +113,7 @@ class Run:
         self._next_tune_s = 0.0
         self._is_capped = order.max_bytes is not None and order.file_bytes is None
         self._pause_s = PAUSE_FIRST_S
+        self._rtt_min_s: float | None = None
 
     def run(self) -> Transfer:
         """Transfer until enough is known."""
@@ -202,7 +209,8 @@ class Run:
         limited = self._allowance.is_limited
         if not (scout.state is StreamState.MOVING if limited else scout.has_asked):
             return
-        streams = next(streams for rtt_s, streams in _STREAMS_OF_ROUND_TRIP if self._rtt_s() <= rtt_s)
+        self._learn_rtt()
+        streams = next(streams for rtt_s, streams in _STREAMS_OF_ROUND_TRIP if self._rtt_s <= rtt_s)
         if limited:
             limit_bytes = self._order.max_bytes or self._order.file_bytes or 0
             streams = min(max(streams, _LIMITED_STREAMS_MIN), max(1, limit_bytes // _LIMITED_STREAM_BYTES_MIN))
@@ -233,12 +241,15 @@ class Run:
         if self._is_spent:
             self._estimator.end_load()
         self._estimator.add(now_s - self._began_s, total_bytes)
-        self._watch.on_round_trips([rtt for stream in self._streams.values() if (rtt := stream.round_trip_s)])
+        round_trips_s = [rtt_s for stream in self._streams.values() if (rtt_s := stream.round_trip_s)]
+        self._queue.add(now_s, round_trips_s)
+        self._watch.on_round_trips(round_trips_s)
         reason = self._limit_reached(now_s - self._began_s)
         if reason is not None:
             return reason
         can_grow = self._streams_wanted < self._order.streams_max and not self._allowance.is_limited
-        advice, reason = self._estimator.advise(self._rtt_s(), can_grow=can_grow)
+        is_unsure = self._is_trial and not self._queue.stands(self._rtt_s)
+        advice, reason = self._estimator.advise(self._rtt_s, can_grow=can_grow, is_unsure=is_unsure)
         if advice is Advice.GROW:
             self._grow()
         self._tune(now_s)
@@ -248,6 +259,7 @@ class Run:
         moving_bytes = sum(stream.refresh() for stream in self._streams.values())
         # A head that waits to be read is counted until then; no payload can exceed the limit.
         total_bytes = self._allowance.at_most(moving_bytes + self._ended_bytes)
+        self._learn_rtt()
         for stream in [stream for stream in self._streams.values() if stream.is_spent]:
             self._drop(stream, None)
         return total_bytes
@@ -303,7 +315,10 @@ class Run:
         return MeasurementFailedError(operation, FailureKind.TIMED_OUT, f"no byte within {passed_s:.1f} s")
 
     def _grow(self) -> None:
-        self._streams_wanted = min(self._streams_wanted + STREAMS_PER_STAGE, self._order.streams_max)
+        self._is_trial = not self._has_grown and self._queue.stands(self._rtt_s)
+        self._has_grown = True
+        more = _STREAMS_TO_TRY if self._is_trial else STREAMS_PER_STAGE
+        self._streams_wanted = min(self._streams_wanted + more, self._order.streams_max)
 
     @property
     def _streams_missing(self) -> int:
@@ -387,21 +402,29 @@ class Run:
             self._phase(),
             [Lasting(stream.moves_for_s(now_s), stream.lasts_s) for stream in self._streams.values()],
         )
-        under_way_bytes = self._estimator.rate_bps() / _BITS * (self._rtt_s() + self._pause_s)
-        self._allowance.ask_ahead(under_way_bytes * (1 if self._estimator.ramp_is_over else _GROWTH_IN_RAMP))
+        if self._allowance.is_limited:
+            under_way_bytes = self._estimator.rate_bps() / _BITS * (self._rtt_s + self._pause_s)
+            self._allowance.ask_ahead(under_way_bytes * (1 if self._estimator.ramp_is_over else _GROWTH_IN_RAMP))
 
     def _phase(self) -> Phase:
-        rtt_s = self._rtt_s()
         return Phase(
             direction=self._order.direction,
-            rtt_s=rtt_s,
+            rtt_s=self._rtt_s,
+            queue_s=0.0 if self._order.is_load else self._queue.lately_s(self._rtt_s),
             is_capped=self._is_capped,
             is_calm=self._estimator.is_calm,
-            is_level=self._estimator.is_level(rtt_s),
+            is_level=self._estimator.is_level(self._rtt_s),
         )
 
+    @property
     def _rtt_s(self) -> float:
-        return delay_min_s(self._infos((*self._streams.values(), *self._ended))) or _RTT_UNKNOWN_S
+        """The least round trip of all streams so far."""
+        return self._rtt_min_s or _RTT_UNKNOWN_S
+
+    def _learn_rtt(self) -> None:
+        least_s = delay_min_s(self._infos(self._streams.values()))
+        if least_s is not None:
+            self._rtt_min_s = min(least_s, self._rtt_min_s or least_s)
 
     @staticmethod
     def _infos(streams: Iterable[Stream]) -> list[TcpInfo]:

@@ -47,6 +47,7 @@ class Order:
     `host` goes into the Host header; `address` is where to connect. An upload is sent as POSTs of `post_bytes` each.
     `max_bytes` of payload may be caused at most; `file_bytes` are transferred to the last one, whatever is known then.
     `protocol` is what the peer speaks, `tls` what is demanded of it where that is inside TLS.
+    `is_load`: somebody measures the delay under it, so what waits at the bottleneck must stay there.
     `until_told`: go on when the figure has settled, until somebody says enough or a limit is reached.
     The time-outs are for one stream's connection, for its answer, and for all streams together without a byte.
     """
@@ -61,6 +62,7 @@ class Order:
     streams_max: int
     post_bytes: int = 1 << 30
     file_bytes: int | None = None
+    is_load: bool = False
     until_told: bool = False
     protocol: BulkProtocol = "http"
     tls: TlsTerms | None = None
