@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import mmap
-import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from probe.errors import MeasurementFailedError, NotRunError
 from probe.flows.bulk.allowance import Allowance
-from probe.flows.bulk.dialects import StreamMaker
 from probe.flows.bulk.estimate import SAMPLE_PERIOD_S, Advice, CapacityEstimator, StopReason
 from probe.flows.bulk.pauses import PAUSE_FIRST_S, Lasting, Phase, first_pause_s, pause_s
 from probe.flows.bulk.result import Transfer as Transfer  # noqa: PLC0414 - others know it by this module
 from probe.flows.bulk.result import delay_min_s, tcp_facts
+from probe.flows.bulk.roster import Roster
 from probe.flows.bulk.standing_queue import StandingQueue
 from probe.flows.bulk.stream import RECEIVE_BYTES_MAX, Order, Stream, StreamState
-from probe.flows.tcp_info import TcpInfo
 from probe.messages import FailureKind, NotRunReason, Operation
 
 STREAMS_PER_STAGE: Final = 4
@@ -29,8 +27,6 @@ STREAMS_PER_STAGE: Final = 4
 # as the first four do. If none wait any more in the end, the line was not full, and four are tried all the same.
 _STREAMS_TO_TRY: Final = 1
 CURVE_STEP_S: Final = 0.1
-# New streams begin one after the other: their slow starts would overshoot, and their losses come, all at once.
-_STAGGER_S: Final = 0.01
 _LONG_RTT_S: Final = 0.12
 # The longer the path, the more streams it takes to fill it within the time of a test: at most so many up to this round
 # trip. The last row is for all beyond.
@@ -40,8 +36,6 @@ _LIMITED_STREAMS_MIN: Final = 8
 # A peer must never run out of requests while its window grows, which doubles it each round trip at most.
 _GROWTH_IN_RAMP: Final = 2.0
 _LIMITED_STREAM_BYTES_MIN: Final = 96 * 1024
-# A stream that was cut after it had moved bytes is replaced, so that the rest of the transfer is like its beginning.
-_REPLACED_MAX: Final = 8
 # When a limit is about to be reached, its moment matters.
 _LAST_PERIOD_S: Final = 0.005
 _TUNE_PERIOD_S: Final = 0.2
@@ -52,8 +46,6 @@ _RTT_UNKNOWN_S: Final = 0.05  # between a fixed line's 5 ms and a mobile one's 1
 _BITS: Final = 8
 # Ten samples late or more: nobody was there to count, and what waited in the buffers came all at once.
 STOOD_STILL_S: Final = 1.0
-# Streams that the peer ends properly are replaced; one that ends thousands of them is not a peer.
-_STREAMS_OPENED_MAX: Final = 256
 
 
 def _ignore(round_trips_s: Sequence[float]) -> None:
@@ -89,24 +81,16 @@ class Run:
         stop: threading.Event,
         watch: Watch | None = None,
     ) -> None:
-        self._order, self._open_socket, self._on_bytes, self._stop = order, open_socket, on_bytes, stop
+        self._order, self._on_bytes, self._stop = order, on_bytes, stop
         self._watch = watch or _NOBODY
         self._estimator = CapacityEstimator()
         self._queue = StandingQueue()
-        self._epoll = select.epoll()
-        self._streams: dict[int, Stream] = {}
-        self._flowing: list[Stream] = []
-        self._ended: list[Stream] = []
-        self._ended_bytes = 0
         self._buffer = memoryview(mmap.mmap(-1, RECEIVE_BYTES_MAX))  # no memory before it is written to
-        self._maker = StreamMaker(order)
         limit_bytes = order.max_bytes if order.file_bytes is None else order.file_bytes
         self._allowance = Allowance(limit_bytes, is_hard=order.file_bytes is None)
-        self._first_problem: MeasurementFailedError | None = None
-        self._streams_opened = self._streams_wanted = self._streams_failed = self._total_bytes = 0
-        self._streams_replaced = self._successors_due = 0
-        self._is_planned = self._is_spent = self._has_grown = self._is_trial = False
-        self._next_open_s = 0.0
+        self._roster = Roster(order, open_socket, self._allowance)
+        self._total_bytes = 0
+        self._is_planned = self._has_grown = self._is_trial = False
         self._began_s: float | None = None
         self._moved_s: float | None = None
         self._judged_s = 0.0
@@ -120,14 +104,13 @@ class Run:
         began_cpu_s = time.thread_time()
         self._judged_s = time.monotonic()
         try:
-            self._streams_wanted = 1  # it tells the round trip, by which the number of the others is chosen
-            self._open()
+            self._roster.open(has_begun=False)
             reason = None
             while reason is None:
                 reason = self._turn()
             return self._result(reason, time.thread_time() - began_cpu_s)
         finally:
-            self._close()
+            self._roster.close()
 
     def _turn(self) -> StopReason | None:
         """Serve the streams until the next sample is due, then judge."""
@@ -135,10 +118,11 @@ class Run:
         while (rest_s := began_s + self._period_s - time.monotonic()) > 0 and not self._is_over:
             if self._stop.is_set():
                 raise StoppedError
-            wait_s = min(rest_s, self._open_due())
-            for number, events in self._epoll.poll(min(wait_s, self._pause_s) if self._flowing else wait_s):
-                self._serve(self._streams[number], events)
-            if self._flowing:
+            wait_s = min(rest_s, self._roster.open_due(has_begun=self._began_s is not None) or rest_s)
+            flowing = self._roster.flowing
+            for stream, events in self._roster.poll(min(wait_s, self._pause_s) if flowing else wait_s):
+                self._serve(stream, events)
+            if self._roster.flowing:
                 self._let_flow()
             else:
                 self._pause(rest_s)
@@ -150,13 +134,17 @@ class Run:
         is_seen = self._order.file_bytes is not None and self._order.direction == "download"
         if self._allowance.is_empty and not is_seen:
             return _LAST_PERIOD_S
-        is_calm = self._estimator.is_calm and self._flowing and self._watch is _NOBODY
+        is_calm = self._estimator.is_calm and self._roster.flowing and self._watch is _NOBODY
         return _CALM_PERIOD_S if is_calm else SAMPLE_PERIOD_S
 
     @property
     def _is_over(self) -> bool:
-        """Whether the limit is used up: a cap when the first stream has nothing more to do, a file when the last."""
-        return self._is_spent and (self._order.file_bytes is None or not self._streams)
+        """Whether the limit is used up: a cap when the first stream has nothing more to do, a file when the last.
+
+        What a stream gave back that the peer ended goes to a new one, though all others have nothing more to do.
+        """
+        roster = self._roster
+        return roster.is_spent and (self._order.file_bytes is None or not (roster.running or roster.missing))
 
     def _pause(self, rest_s: float) -> None:
         """Let some more come, so that one look at a socket takes it all."""
@@ -165,13 +153,13 @@ class Run:
 
     def _let_flow(self) -> None:
         """Look at all streams that only pass bytes on, at once: one by one they would wake us ten times as often."""
-        for stream in self._flowing:
+        for stream in self._roster.flowing:
             if self._stop.is_set():
                 raise StoppedError
             try:
                 stream.flow(self._buffer)
             except MeasurementFailedError as error:
-                self._drop(stream, error)
+                self._roster.drop(stream, error)
             else:
                 if stream.state is not StreamState.MOVING:
                     self._see_to(stream)
@@ -181,7 +169,7 @@ class Run:
         try:
             stream.serve(events, self._buffer)
         except MeasurementFailedError as error:
-            self._drop(stream, error)
+            self._roster.drop(stream, error)
             return
         if not was_moving or stream.state is not StreamState.MOVING or stream.wanted_when_moving != wanted:
             self._see_to(stream)
@@ -191,15 +179,11 @@ class Run:
         if self._began_s is None and stream.has_asked:
             self._began_s = time.monotonic()
         if stream.state is StreamState.ENDED:
-            self._drop(stream, None)
+            self._roster.drop(stream)
         else:
-            self._epoll.modify(stream.sock.fileno(), stream.wanted)
-            self._sort_out()
+            self._roster.watch(stream)
         if not self._is_planned:
             self._plan(stream)
-
-    def _sort_out(self) -> None:
-        self._flowing = [stream for stream in self._streams.values() if stream.flows]
 
     def _plan(self, scout: Stream) -> None:
         """Choose the number of streams, once the first one has shown the round trip.
@@ -216,8 +200,8 @@ class Run:
             streams = min(max(streams, _LIMITED_STREAMS_MIN), max(1, limit_bytes // _LIMITED_STREAM_BYTES_MIN))
         self._is_planned = True
         self._pause_s = first_pause_s(self._phase())
-        self._streams_wanted = min(streams, self._order.streams_max)
-        self._allowance.share_among(self._streams_wanted)
+        self._roster.wanted = min(streams, self._order.streams_max)
+        self._allowance.share_among(self._roster.wanted)
 
     def _judge(self, now_s: float) -> StopReason | None:
         """Take a sample, see to the streams, and say whether to stop.
@@ -238,16 +222,16 @@ class Run:
             return None
         if self._is_over and self._order.file_bytes is None and self._estimator.last_s > 0:
             return StopReason.MAX_BYTES  # without this sample: some of it was no longer under full load
-        if self._is_spent:
+        if self._roster.is_spent:
             self._estimator.end_load()
         self._estimator.add(now_s - self._began_s, total_bytes)
-        round_trips_s = [rtt_s for stream in self._streams.values() if (rtt_s := stream.round_trip_s)]
+        round_trips_s = [rtt_s for stream in self._roster.running.values() if (rtt_s := stream.round_trip_s)]
         self._queue.add(now_s, round_trips_s)
         self._watch.on_round_trips(round_trips_s)
         reason = self._limit_reached(now_s - self._began_s)
         if reason is not None:
             return reason
-        can_grow = self._streams_wanted < self._order.streams_max and not self._allowance.is_limited
+        can_grow = self._roster.wanted < self._order.streams_max and not self._allowance.is_limited
         is_unsure = self._is_trial and not self._queue.stands(self._rtt_s)
         advice, reason = self._estimator.advise(self._rtt_s, can_grow=can_grow, is_unsure=is_unsure)
         if advice is Advice.GROW:
@@ -256,12 +240,9 @@ class Run:
         return None if self._order.until_told or self._order.file_bytes is not None else reason
 
     def _count(self) -> int:
-        moving_bytes = sum(stream.refresh() for stream in self._streams.values())
         # A head that waits to be read is counted until then; no payload can exceed the limit.
-        total_bytes = self._allowance.at_most(moving_bytes + self._ended_bytes)
+        total_bytes = self._allowance.at_most(self._roster.count())
         self._learn_rtt()
-        for stream in [stream for stream in self._streams.values() if stream.is_spent]:
-            self._drop(stream, None)
         return total_bytes
 
     def _check_streams(self, now_s: float) -> None:
@@ -270,15 +251,16 @@ class Run:
         Raises:
             MeasurementFailedError: no stream is left, or none has moved a byte for 3 s.
         """
-        for stream in [stream for stream in self._streams.values() if stream.state is not StreamState.MOVING]:
+        for stream in [stream for stream in self._roster.running.values() if stream.state is not StreamState.MOVING]:
             try:
                 stream.check_time(now_s)
             except MeasurementFailedError as error:
-                self._drop(stream, error)
-        if not self._is_planned and self._streams_failed and self._began_s is not None:
-            self._is_planned, self._streams_wanted = True, min(STREAMS_PER_STAGE, self._order.streams_max)
-        if not self._streams and not self._streams_missing and not self._is_complete:
-            raise self._first_problem or MeasurementFailedError(
+                self._roster.drop(stream, error)
+        roster = self._roster
+        if not self._is_planned and roster.failed and self._began_s is not None:
+            self._is_planned, roster.wanted = True, min(STREAMS_PER_STAGE, self._order.streams_max)
+        if not roster.running and not roster.missing and not self._is_complete:
+            raise roster.first_problem or MeasurementFailedError(
                 Operation.TRANSFER, FailureKind.CLOSED, "the peer ended every stream"
             )
         self._check_stall(now_s)
@@ -286,11 +268,11 @@ class Run:
     @property
     def _is_complete(self) -> bool:
         """Whether the limit was reached, rather than every stream lost on the way to it."""
-        return self._is_spent and (self._order.file_bytes is None or self._total_bytes >= self._order.file_bytes)
+        return self._roster.is_spent and (self._order.file_bytes is None or self._total_bytes >= self._order.file_bytes)
 
     def _check_stall(self, now_s: float) -> None:
         if self._moved_s is None:
-            if any(stream.state is StreamState.MOVING for stream in self._streams.values()):
+            if any(stream.state is StreamState.MOVING for stream in self._roster.running.values()):
                 self._moved_s = now_s
         elif now_s - self._moved_s > self._order.stall_time_out_s:
             detail = f"no byte on any stream for {now_s - self._moved_s:.1f} s, {self._total_bytes} before"
@@ -309,8 +291,8 @@ class Run:
         return None
 
     def _nothing_came(self, passed_s: float) -> MeasurementFailedError:
-        if self._first_problem is not None:
-            return self._first_problem
+        if self._roster.first_problem is not None:
+            return self._roster.first_problem
         operation = Operation.REQUEST if self._moved_s is None else Operation.TRANSFER
         return MeasurementFailedError(operation, FailureKind.TIMED_OUT, f"no byte within {passed_s:.1f} s")
 
@@ -318,89 +300,18 @@ class Run:
         self._is_trial = not self._has_grown and self._queue.stands(self._rtt_s)
         self._has_grown = True
         more = _STREAMS_TO_TRY if self._is_trial else STREAMS_PER_STAGE
-        self._streams_wanted = min(self._streams_wanted + more, self._order.streams_max)
-
-    @property
-    def _streams_missing(self) -> int:
-        """How many there should be, less those that are, and those that failed for good."""
-        if self._allowance.is_empty:
-            return 0
-        gone = self._streams_failed - self._streams_replaced
-        return max(0, self._streams_wanted - len(self._streams) - gone)
-
-    def _open_due(self) -> float:
-        """Open the next stream if one is missing and its time has come; seconds until the next one's, or a sample."""
-        if not self._streams_missing:
-            return SAMPLE_PERIOD_S
-        now_s = time.monotonic()
-        if now_s >= self._next_open_s:
-            self._next_open_s = now_s + _STAGGER_S
-            self._open()
-        return _STAGGER_S
-
-    def _open(self) -> None:
-        """Open one stream; that it cannot be opened is a failed stream, unless the link was down from the start."""
-        self._streams_opened += 1
-        self._successors_due = max(0, self._successors_due - 1)
-        if self._streams_opened > _STREAMS_OPENED_MAX:
-            self._fail(MeasurementFailedError(Operation.TRANSFER, FailureKind.CLOSED, "the peer ends every stream"))
-            return
-        try:
-            sock = self._open_socket()
-        except NotRunError as error:
-            if self._began_s is None and not self._streams:
-                raise
-            self._fail(MeasurementFailedError(Operation.CONNECT, FailureKind.LINK_LOST, str(error)))
-            return
-        except MeasurementFailedError as error:
-            self._fail(error)
-            return
-        stream = self._maker.make(sock)
-        try:
-            stream.share(self._allowance)
-        except NotRunError:  # what is left does not suffice for one more
-            stream.close()
-            self._streams_wanted -= 1
-            return
-        self._start(stream)
-
-    def _start(self, stream: Stream) -> None:
-        self._streams[stream.sock.fileno()] = stream
-        self._epoll.register(stream.sock.fileno(), stream.wanted)
-        try:
-            stream.connect()
-        except MeasurementFailedError as error:
-            self._drop(stream, error)
-
-    def _drop(self, stream: Stream, problem: MeasurementFailedError | None) -> None:
-        del self._streams[stream.sock.fileno()]
-        stream.refresh()
-        stream.close()
-        self._ended.append(stream)
-        self._ended_bytes += stream.counted_bytes
-        self._sort_out()
-        self._is_spent = self._is_spent or stream.is_spent
-        if problem is None:
-            self._successors_due += 1
-        else:
-            self._fail(problem)
-            if stream.counted_bytes and self._streams_replaced < _REPLACED_MAX:
-                self._streams_replaced += 1
-
-    def _fail(self, problem: MeasurementFailedError) -> None:
-        self._streams_failed += 1
-        self._first_problem = self._first_problem or problem
+        self._roster.wanted = min(self._roster.wanted + more, self._order.streams_max)
 
     def _tune(self, now_s: float) -> None:
         """Adapt to the rate: what is asked for ahead, what waits in the sockets, how often they are looked at."""
         if now_s < self._next_tune_s:
             return
         self._next_tune_s = now_s + (_TUNE_PERIOD_S if self._estimator.is_steady else 0.0)
-        for stream in self._streams.values():
+        for stream in self._roster.running.values():
             stream.tune(now_s)
         self._pause_s = pause_s(
             self._phase(),
-            [Lasting(stream.moves_for_s(now_s), stream.lasts_s) for stream in self._streams.values()],
+            [Lasting(stream.moves_for_s(now_s), stream.lasts_s) for stream in self._roster.running.values()],
         )
         if self._allowance.is_limited:
             under_way_bytes = self._estimator.rate_bps() / _BITS * (self._rtt_s + self._pause_s)
@@ -410,11 +321,16 @@ class Run:
         return Phase(
             direction=self._order.direction,
             rtt_s=self._rtt_s,
-            queue_s=0.0 if self._order.is_load else self._queue.lately_s(self._rtt_s),
+            queue_s=self._queue.lately_s(self._rtt_s) if self._may_use_queue else 0.0,
             is_capped=self._is_capped,
             is_calm=self._estimator.is_calm,
             is_level=self._estimator.is_level(self._rtt_s),
         )
+
+    @property
+    def _may_use_queue(self) -> bool:
+        """Whether what waits at the bottleneck may shrink for a moment, since one look fills every stream up again."""
+        return bool(self._roster.flowing) and not self._allowance.is_limited and not self._order.is_load
 
     @property
     def _rtt_s(self) -> float:
@@ -422,40 +338,29 @@ class Run:
         return self._rtt_min_s or _RTT_UNKNOWN_S
 
     def _learn_rtt(self) -> None:
-        least_s = delay_min_s(self._infos(self._streams.values()))
+        least_s = delay_min_s(self._roster.infos())
         if least_s is not None:
             self._rtt_min_s = min(least_s, self._rtt_min_s or least_s)
-
-    @staticmethod
-    def _infos(streams: Iterable[Stream]) -> list[TcpInfo]:
-        return [stream.info for stream in streams if stream.info is not None]
 
     def _result(self, reason: StopReason, cpu_s: float) -> Transfer:
         began_s = self._began_s or 0.0
         transfer_s = self._estimator.last_s
-        everyone = [*self._streams.values(), *self._ended]
-        spent = sum(stream.is_spent for stream in self._ended)
+        everyone = self._roster.everyone
         return Transfer(
             estimate=self._estimator.estimate(),
             stopped_by=reason,
-            streams=len(self._streams) + spent + min(self._successors_due, self._streams_missing),
-            streams_failed=self._streams_failed,
+            streams=self._roster.carrying,
+            streams_failed=self._roster.failed,
             transferred_bytes=self._total_bytes,
             transfer_s=transfer_s,
             began_s=began_s,
             cpu_ratio=cpu_s / transfer_s,
             tcp=tcp_facts(
-                self._infos(everyone),
+                [stream.info for stream in everyone if stream.info is not None],
                 sends=self._order.direction == "upload",
-                alive=self._infos(self._streams.values()),
+                alive=self._roster.infos(),
             ),
             congestion_control=next((name for stream in everyone if (name := stream.congestion_control)), None),
             tls=next((stream.wire.tls for stream in everyone if stream.wire.tls), None),
             curve=self._estimator.curve(CURVE_STEP_S),
         )
-
-    def _close(self) -> None:
-        for stream in self._streams.values():
-            stream.close()
-        self._epoll.close()
-        self._maker.close()

@@ -26,6 +26,8 @@ _NOTSENT_BYTES: Final = 128 * 1024
 # But enough for the time until the next look at the socket, several times over.
 _NOTSENT_S: Final = 0.1
 _NOTSENT_BYTES_MAX: Final = 4 << 20
+# More than the kernel gives room for (4 MiB); where the line takes it as fast as it comes, others wait for their turn.
+_FILLS_PER_LOOK: Final = 8
 _TCP_NOTSENT_LOWAT: Final = 25  # linux/tcp.h; Python names it on some platforms only
 
 
@@ -64,9 +66,9 @@ class UploadStream(Stream):
         unsent_bytes = None if self.info is None else self.info.not_sent_bytes
         if unsent_bytes is None:  # Linux before 4.6; it asks for more when half is gone
             unsent_bytes = self._unsent_bytes_max // 2
-        # One look fills up no more than this.
-        refill_bytes = min(self._source_bytes, self.allowance.part_bytes)
-        self.lasts_s = min(unsent_bytes, refill_bytes) / bytes_per_s
+        if not self._fills_up:  # then one look brings no more than a part, or the source once
+            unsent_bytes = min(unsent_bytes, self._source_bytes, self.allowance.part_bytes)
+        self.lasts_s = unsent_bytes / bytes_per_s
 
     def refresh(self) -> int:
         """Ask the kernel how many bytes of payload have been delivered; spent when there will be no more."""
@@ -116,24 +118,32 @@ class UploadStream(Stream):
         """Out of the memory file, as it is."""
         return self.is_bare and isinstance(self.wire, PlainWire) and self.state is StreamState.MOVING
 
+    @property
+    def _fills_up(self) -> bool:
+        """Whether one look fills the socket up, however much has gone since the last one."""
+        return self.flows and not self.allowance.is_limited
+
     def flow(self, buffer: memoryview) -> None:
         """Let the kernel send what finds room."""
         del buffer
         if self.allowance.is_limited:
             self._send()
             return
-        # The source repeats itself: seen from its first period nearly all of it lies ahead, so one call fills up.
-        offset = (self.order.post_bytes - self._rest_bytes) % PERIOD_BYTES
-        count = min(self._source_bytes - offset, self._rest_bytes)
-        try:
-            sent_bytes = os.sendfile(self.sock.fileno(), self._source, offset, count)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._explain(Operation.TRANSFER, error)
-        self._rest_bytes -= sent_bytes
-        if not self._rest_bytes:
-            self._end_of_body()
+        for _ in range(_FILLS_PER_LOOK):
+            # The source repeats itself: seen from its first period nearly all of it lies ahead.
+            offset = (self.order.post_bytes - self._rest_bytes) % PERIOD_BYTES
+            count = min(self._source_bytes - offset, self._rest_bytes)
+            try:
+                sent_bytes = os.sendfile(self.sock.fileno(), self._source, offset, count)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._explain(Operation.TRANSFER, error)
+            self._rest_bytes -= sent_bytes
+            if not self._rest_bytes:
+                self._end_of_body()
+            if sent_bytes < count or self.state is not StreamState.MOVING:
+                return
 
     def _move(self, events: int, buffer: memoryview) -> None:
         del buffer
