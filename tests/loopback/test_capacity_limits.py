@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import socket
 import struct
 import threading
@@ -156,6 +157,47 @@ async def test_a_peer_that_ends_its_connections_is_asked_for_the_rest() -> None:
     assert done.stopped_by is StopReason.WHOLE_FILE
     assert done.transferred_bytes == moved(server) == 40_000_000
     assert server.counters.accepted >= 10
+
+
+def answer(sock: socket.socket, requests: bytes, *, closes: bool = False) -> None:
+    """The part that the first of these requests asks for; `closes` says that no other will follow."""
+    asked = re.search(rb"Range: bytes=0-(\d+)", requests)
+    assert asked is not None
+    body = bytes(int(asked[1]) + 1)
+    last = "Connection: close\r\n" if closes else ""
+    sock.sendall(f"HTTP/1.1 206 Partial Content\r\nContent-Length: {len(body)}\r\n{last}\r\n".encode() + body)
+
+
+async def test_the_last_stream_s_parts_are_asked_for_again() -> None:
+    """It is ended when all others have nothing more to do: what it gives back is of the file all the same."""
+    second_has_asked, first_has_ended = threading.Event(), threading.Event()
+
+    def script(sock: socket.socket, number: int) -> None:
+        received = b""
+        while part := sock.recv(65536):
+            received += part
+            if number == 1:
+                second_has_asked.set()
+                assert first_has_ended.wait(5)
+                answer(sock, received, closes=True)
+                sock.shutdown(socket.SHUT_WR)
+                return
+            while b"\r\n\r\n" in received:
+                request, _, received = received.partition(b"\r\n\r\n")
+                answer(sock, request)
+                assert number or second_has_asked.wait(5)
+
+    def watched(sock: socket.socket, number: int) -> None:
+        try:
+            script(sock, number)
+        finally:
+            if number == 0:
+                first_has_ended.set()
+
+    with Scripted(watched) as listening:
+        done = await run(order(listening.port, file_bytes=2_400_000, max_duration_s=10, request_time_out_s=5))
+        assert listening.accepted == 3
+    assert (done.stopped_by, done.transferred_bytes, done.streams_failed) == (StopReason.WHOLE_FILE, 2_400_000, 0)
 
 
 async def test_a_stream_that_is_cut_in_the_middle_is_replaced() -> None:
