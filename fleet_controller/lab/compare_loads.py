@@ -19,6 +19,7 @@ _BUFFER_BYTES_MIN: Final = 2 * ETHERNET_MTU_BYTES
 # Intervals that responsiveness is judged by (draft-ietf-ippm-responsiveness: MAD), and their length unless told.
 _MOVING_INTERVALS: Final = 4
 _INTERVAL_S: Final = 0.5
+_CURVE_STEP_S: Final = 0.1  # capacity's
 # What capacity's rate is of when it ends before the plateau.
 _LOWER_BOUND_S: Final = 0.4
 
@@ -82,8 +83,7 @@ def _steady_interval(seen: Seen) -> tuple[int, int]:
         return seen.run.began_ns, seen.run.ended_ns
     length_s = seen.values.get("steady_s") or min(seen.values["transfer_s"], _LOWER_BOUND_S)
     # The curve ends with its last whole step, the steady part with the last count: up to a step later.
-    step_s = curve[1]["offset_s"] - curve[0]["offset_s"] if len(curve) > 1 else curve[0]["offset_s"]
-    began_s = max(0.0, curve[0]["offset_s"] - step_s)
+    began_s = max(0.0, curve[0]["offset_s"] - _CURVE_STEP_S)
     return _interval(seen, began_s + seen.values["transfer_s"], length_s)
 
 

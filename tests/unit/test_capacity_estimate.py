@@ -126,6 +126,18 @@ def test_a_stage_that_gains_five_percent_is_the_last() -> None:
     assert played.streams == 8
 
 
+def test_what_counts_as_a_gain_can_be_told() -> None:
+    """One stream beside four gains 4 % on somebody else's: with 2.5 % to beat, more are added."""
+    estimator, streams, total = CapacityEstimator(), 4, 0.0
+    for sample in range(1, 200):
+        total += 100 * MBIT * streams / (streams + 1) * SAMPLE_PERIOD_S / 8
+        estimator.add(sample * SAMPLE_PERIOD_S, int(total))
+        advice, _ = estimator.advise(0.01, can_grow=True, gain_ratio_min=1.025 if streams == 5 else 1.05)
+        if advice is Advice.GROW:
+            streams += 1 if streams == 4 else 4
+    assert streams == 13
+
+
 def test_a_stage_that_could_not_show_a_gain_is_followed_by_another() -> None:
     """As often as there are more streams to be had; the figure then is of the last plateau."""
     assert play(lambda _time_s, _streams: 100 * MBIT, unsure_until=8).streams == 12

@@ -45,6 +45,12 @@ def test_a_line_s_jitter_is_no_standing_queue() -> None:
     assert not seen((1.0, [0.015, 0.016])).stands(RTT_MIN_S)
 
 
+def test_on_the_shortest_paths_a_queue_is_a_few_milliseconds() -> None:
+    """A receiver's kernel says whole milliseconds: with a least round trip of 0.3 ms, one more would always stand."""
+    assert not seen((1.0, [0.0013])).stands(0.0003)
+    assert seen((1.0, [0.003])).stands(0.0003)
+
+
 def test_lately_forgets_sooner() -> None:
     """What waited in the last two samples counts, whether they are 50 or 100 ms apart."""
     assert seen((1.0, [0.012]), (1.05, [0.03]), (1.1, [0.03]), (1.15, [0.04])).lately_s(RTT_MIN_S) == pytest.approx(

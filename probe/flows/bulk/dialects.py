@@ -17,7 +17,7 @@ from probe.flows.bulk.tls_wire import TlsWire
 from probe.flows.bulk.wire import PlainWire, Wire
 from probe.messages import BulkProtocol
 
-# Whole frames of ndt7. A look fills one stream up with no more than this; its pages cost time before the transfer.
+# Whole frames of ndt7. It is sent again and again; its pages cost time before the transfer.
 _SOURCE_BYTES: Final = 1 << 20
 _STREAMS: Final[dict[BulkProtocol, tuple[type[DownloadStream], type[UploadStream]]]] = {
     "http": (DownloadStream, UploadStream),

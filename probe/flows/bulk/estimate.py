@@ -20,7 +20,7 @@ SAMPLE_PERIOD_S: Final = 0.05
 # after it and releases it in one burst, which looks like a gain over anything shorter.
 _WINDOW_S: Final = 0.4
 _WINDOW_RTTS: Final = 3.0
-_GAIN_RATIO_MIN: Final = 1.05
+GAIN_RATIO_MIN: Final = 1.05
 # New streams connect, ask and ramp up before they count: that many round trips.
 _SETTLE_RTTS: Final = 3.0
 # The ramp goes on while a 200 ms batch beats the highest before it by 15 %.
@@ -149,10 +149,13 @@ class CapacityEstimator:
         before_bps = self._rate_bps(now_s - 2 * step_s, now_s - step_s)
         return now_s >= 2 * step_s and self._rate_bps(now_s - step_s, now_s) <= before_bps * _LEVEL_RATIO
 
-    def advise(self, rtt_s: float, *, can_grow: bool, is_unsure: bool = False) -> tuple[Advice, StopReason | None]:
+    def advise(
+        self, rtt_s: float, *, can_grow: bool, is_unsure: bool = False, gain_ratio_min: float = GAIN_RATIO_MIN
+    ) -> tuple[Advice, StopReason | None]:
         """Say what to do after the last sample; a reason comes with STOP.
 
-        `is_unsure`: that the last stage gained nothing would not mean that more streams gain nothing.
+        `gain_ratio_min` is what counts as a gain of the last stage, new rate over old. `is_unsure`: that it gained
+        nothing would not mean that more streams gain nothing.
         """
         now_s = self._times_s[-1]
         if self._loaded_until_s is not None:
@@ -160,7 +163,7 @@ class CapacityEstimator:
         if self._phase is _Phase.RAMP:
             return self._advise_in_ramp(now_s, rtt_s, can_grow=can_grow), None
         if self._phase is _Phase.STAGE:
-            return self._advise_in_stage(now_s, rtt_s, can_grow=can_grow, is_unsure=is_unsure), None
+            return self._advise_in_stage(now_s, rtt_s, gain_ratio_min, can_grow=can_grow, is_unsure=is_unsure), None
         self._batch_s = _LONG_BATCH_S if rtt_s > _LONG_RTT_S else _BATCH_S
         reason = self._why_stop(now_s, rtt_s)
         return (Advice.STOP if reason else Advice.GO_ON), reason
@@ -208,12 +211,14 @@ class CapacityEstimator:
         self._begin_steady(now_s - window_s)
         return Advice.GO_ON
 
-    def _advise_in_stage(self, now_s: float, rtt_s: float, *, can_grow: bool, is_unsure: bool) -> Advice:
+    def _advise_in_stage(
+        self, now_s: float, rtt_s: float, gain_ratio_min: float, *, can_grow: bool, is_unsure: bool
+    ) -> Advice:
         window_s = _window_s(rtt_s)
         if now_s - self._stage_s < window_s + _SETTLE_RTTS * rtt_s:
             return Advice.GO_ON
         after_bps = self._rate_bps(now_s - window_s, now_s)
-        has_gained = after_bps > self._stage_before_bps * _GAIN_RATIO_MIN
+        has_gained = after_bps > self._stage_before_bps * gain_ratio_min
         if can_grow and (has_gained or is_unsure):
             return self._begin_stage(now_s, max(after_bps, self._stage_before_bps))
         if not has_gained:

@@ -1,7 +1,8 @@
 """How long the streams of a transfer may be left to the kernel between two looks at them.
 
-A wake-up for each packet would cost ten times the CPU. Looked at from time to time, a stream must never run dry: what
-waits to be sent, or what finds room to be received, has to last until the next look, and until one that comes late.
+A wake-up for each packet would cost ten times the CPU. Looked at from time to time, the streams must keep the line
+busy: what waits to be sent, or what finds room to be received, has to last until the next look, and until one that
+comes late.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _CAPPED_S_MAX: Final = 0.004
 # Of the time that a stream lasts. While the rate rises that is soon no longer true.
 _SHARE: Final = 1 / 2
 # Of what waits at the bottleneck; and from deep buffers no more than this, or a stream would stand still for long.
+# Where no stream lasts as long, their sockets are too small to make up for it.
 _RESERVE_SHARE: Final = 3 / 4
 _RESERVE_S_MAX: Final = 0.03
 _RISING_SHARE: Final = 1 / 4
@@ -63,23 +65,20 @@ def pause_s(phase: Phase, streams: Sequence[Lasting]) -> float:
     """Until the next sample."""
     grown = _grown(streams)
     lasts_s = min((stream.lasts_s for stream in grown), default=0.0)
+    reserve_s = min(_reserve_s(phase), max((stream.lasts_s for stream in grown), default=0.0))
     is_calm = phase.is_calm and len(grown) == len(streams)
     if phase.is_capped:
         return _within(PAUSE_MIN_S, lasts_s * _SHARE, _CAPPED_S_MAX) if is_calm else PAUSE_MIN_S
     if is_calm:
-        return _within(PAUSE_MIN_S, _unhurried_s(phase, lasts_s), PAUSE_S_MAX)
+        return _within(PAUSE_MIN_S, lasts_s * _SHARE + reserve_s, PAUSE_S_MAX)
     if phase.is_level:
-        return _within(PAUSE_MIN_S, _unhurried_s(phase, lasts_s), _LEVEL_S_MAX)
+        return _within(PAUSE_MIN_S, lasts_s * _SHARE + reserve_s, _LEVEL_S_MAX)
     return _within(_rising_s_min(phase), lasts_s * _RISING_SHARE, _RISING_S_MAX)
 
 
-def _unhurried_s(phase: Phase, lasts_s: float) -> float:
-    """Until a look that may come late.
-
-    What an upload has waiting at the bottleneck keeps the line busy while the stream itself has nothing to send.
-    """
-    reserve_s = min(phase.queue_s, _RESERVE_S_MAX) if phase.direction == "upload" else 0.0
-    return lasts_s * _SHARE + reserve_s * _RESERVE_SHARE
+def _reserve_s(phase: Phase) -> float:
+    """What an upload has waiting at the bottleneck: the line is busy with it while a stream has nothing to send."""
+    return min(phase.queue_s, _RESERVE_S_MAX) * _RESERVE_SHARE if phase.direction == "upload" else 0.0
 
 
 def _grown(streams: Sequence[Lasting]) -> list[Lasting]:

@@ -33,7 +33,6 @@ class Roster:
         ended: all others, with their last counts.
         failed: how many were given up on.
         first_problem: why the first of those was.
-        is_spent: one ended because the allowance is used up.
     """
 
     def __init__(self, order: Order, open_socket: Callable[[], socket.socket], allowance: Allowance) -> None:
@@ -43,11 +42,10 @@ class Roster:
         self.ended: list[Stream] = []
         self.failed = 0
         self.first_problem: MeasurementFailedError | None = None
-        self.is_spent = False
         self._open_socket, self._allowance = open_socket, allowance
         self._maker = StreamMaker(order)
         self._epoll = select.epoll()
-        self._opened = self._replaced = self._successors_due = self._ended_bytes = 0
+        self._opened = self._replaced = self._spent = self._successors_due = self._ended_bytes = 0
         self._next_open_s = 0.0
 
     def poll(self, wait_s: float) -> list[tuple[Stream, int]]:
@@ -56,16 +54,20 @@ class Roster:
 
     @property
     def missing(self) -> int:
-        """How many there should be, less those that are, and those that failed for good."""
+        """How many there should be, less those that are, those that have done their part, and those that failed."""
         if self._allowance.is_empty:
             return 0
-        return max(0, self.wanted - len(self.running) - (self.failed - self._replaced))
+        return max(0, self.wanted - len(self.running) - self._spent - (self.failed - self._replaced))
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether one has ended because the allowance is used up."""
+        return self._spent > 0
 
     @property
     def carrying(self) -> int:
         """How many carry the transfer: also one that is about to follow another which the peer has ended."""
-        spent = sum(stream.is_spent for stream in self.ended)
-        return len(self.running) + spent + min(self._successors_due, self.missing)
+        return len(self.running) + self._spent + min(self._successors_due, self.missing)
 
     @property
     def everyone(self) -> list[Stream]:
@@ -104,7 +106,7 @@ class Roster:
         """Open one stream; that it cannot be opened is a failed stream, unless the link was down from the start.
 
         Raises:
-            NotRunError: it was, with `has_begun` still false.
+            NotRunError: it was, with `has_begun` still false; or TLS is demanded, and there is no file of authorities.
         """
         self._opened += 1
         self._successors_due = max(0, self._successors_due - 1)
@@ -151,9 +153,9 @@ class Roster:
         self.ended.append(stream)
         self._ended_bytes += stream.counted_bytes
         self._sort_out()
-        self.is_spent = self.is_spent or stream.is_spent
+        self._spent += stream.is_spent
         if problem is None:
-            self._successors_due += 1
+            self._successors_due += not stream.is_spent
             return
         self._fail(problem)
         if stream.counted_bytes and self._replaced < _REPLACED_MAX:

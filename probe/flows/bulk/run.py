@@ -12,7 +12,7 @@ from typing import Final
 
 from probe.errors import MeasurementFailedError, NotRunError
 from probe.flows.bulk.allowance import Allowance
-from probe.flows.bulk.estimate import SAMPLE_PERIOD_S, Advice, CapacityEstimator, StopReason
+from probe.flows.bulk.estimate import GAIN_RATIO_MIN, SAMPLE_PERIOD_S, Advice, CapacityEstimator, StopReason
 from probe.flows.bulk.pauses import PAUSE_FIRST_S, Lasting, Phase, first_pause_s, pause_s
 from probe.flows.bulk.result import Transfer as Transfer  # noqa: PLC0414 - others know it by this module
 from probe.flows.bulk.result import delay_min_s, tcp_facts
@@ -22,10 +22,13 @@ from probe.flows.bulk.stream import RECEIVE_BYTES_MAX, Order, Stream, StreamStat
 from probe.messages import FailureKind, NotRunReason, Operation
 
 STREAMS_PER_STAGE: Final = 4
-# With packets waiting at the bottleneck all the time the line is full. Only a limit to each stream could still hide
-# what it can do, and of that one more stream shows a quarter or an eighth on top: four more would cost the CPU as much
-# as the first four do. If none wait any more in the end, the line was not full, and four are tried all the same.
+# With packets waiting at the bottleneck all the time the line is full. Only a limit to each stream, or somebody else's
+# streams, could still hide what it can do, and of that one more than four shows enough: four more would cost the CPU as
+# much as the first four do. If it had no time to show, or none wait any more, four are tried all the same.
 _STREAMS_TO_TRY: Final = 1
+_TRIED_S: Final = 0.3
+# A fifth stream gains a quarter where each is held back, and 4 % beside one of somebody else's.
+_TRIAL_GAIN_RATIO_MIN: Final = 1.025
 CURVE_STEP_S: Final = 0.1
 _LONG_RTT_S: Final = 0.12
 # The longer the path, the more streams it takes to fill it within the time of a test: at most so many up to this round
@@ -147,8 +150,10 @@ class Run:
         return roster.is_spent and (self._order.file_bytes is None or not (roster.running or roster.missing))
 
     def _pause(self, rest_s: float) -> None:
-        """Let some more come, so that one look at a socket takes it all."""
-        if self._moved_s is not None:
+        """Let some more come, so that one look at a socket takes it all; but nobody waits for an answer longer."""
+        if self._moved_s is not None and any(
+            stream.state is StreamState.MOVING for stream in self._roster.running.values()
+        ):
             time.sleep(min(self._pause_s, rest_s))
 
     def _let_flow(self) -> None:
@@ -232,8 +237,12 @@ class Run:
         if reason is not None:
             return reason
         can_grow = self._roster.wanted < self._order.streams_max and not self._allowance.is_limited
-        is_unsure = self._is_trial and not self._queue.stands(self._rtt_s)
-        advice, reason = self._estimator.advise(self._rtt_s, can_grow=can_grow, is_unsure=is_unsure)
+        advice, reason = self._estimator.advise(
+            self._rtt_s,
+            can_grow=can_grow,
+            is_unsure=self._is_trial and not self._has_been_tried(now_s),
+            gain_ratio_min=_TRIAL_GAIN_RATIO_MIN if self._is_trial else GAIN_RATIO_MIN,
+        )
         if advice is Advice.GROW:
             self._grow()
         self._tune(now_s)
@@ -297,10 +306,16 @@ class Run:
         return MeasurementFailedError(operation, FailureKind.TIMED_OUT, f"no byte within {passed_s:.1f} s")
 
     def _grow(self) -> None:
-        self._is_trial = not self._has_grown and self._queue.stands(self._rtt_s)
+        is_few = self._roster.wanted <= STREAMS_PER_STAGE  # a ninth stream may be too slow to show an eighth
+        self._is_trial = is_few and not self._has_grown and self._queue.stands(self._rtt_s)
         self._has_grown = True
         more = _STREAMS_TO_TRY if self._is_trial else STREAMS_PER_STAGE
         self._roster.wanted = min(self._roster.wanted + more, self._order.streams_max)
+
+    def _has_been_tried(self, now_s: float) -> bool:
+        """Whether the stream that was added had its time, on a line that was full all the while."""
+        youngest_s = min((stream.moves_for_s(now_s) for stream in self._roster.running.values()), default=0.0)
+        return not self._roster.missing and youngest_s >= _TRIED_S and self._queue.stands(self._rtt_s)
 
     def _tune(self, now_s: float) -> None:
         """Adapt to the rate: what is asked for ahead, what waits in the sockets, how often they are looked at."""

@@ -8,8 +8,9 @@ from typing import Final
 
 # As long as a stage is judged by. What a slow start has heaped up may be gone within it.
 _MEMORY_S: Final = 0.4
-# The last two samples: enough to see the queue go before it has gone.
+# The last two or three samples: enough to see the queue go before it has gone.
 _LATELY_S: Final = 0.12
+_STANDS_S_MIN: Final = 0.002  # a receiver's kernel knows whole milliseconds only
 
 
 class StandingQueue:
@@ -30,11 +31,12 @@ class StandingQueue:
         return _waited_s((rtt_s for time_s, rtt_s in self._round_trips if time_s >= since_s), rtt_min_s)
 
     def stands(self, rtt_min_s: float) -> bool:
-        """Whether for 400 ms every packet has waited as long as it travels.
+        """Whether for 400 ms, or since the first sample, every packet has waited as long as it travels.
 
         That is more than a line's jitter, and less than what most buffers hold.
         """
-        return _waited_s((rtt_s for _, rtt_s in self._round_trips), rtt_min_s) >= rtt_min_s
+        waited_s = _waited_s((rtt_s for _, rtt_s in self._round_trips), rtt_min_s)
+        return waited_s >= max(rtt_min_s, _STANDS_S_MIN)
 
 
 def _waited_s(round_trips_s: Iterable[float], rtt_min_s: float) -> float:

@@ -152,7 +152,7 @@ class DownloadStream(Stream):
     def _accept_part(self, head: ResponseHead, part_bytes: int) -> None:
         """A part is as long as was asked for, or the object is shorter."""
         check_kind(head)
-        if head.content_bytes is None or not PART_BYTES_MIN <= head.content_bytes <= part_bytes:
+        if head.content_bytes is None or not min(PART_BYTES_MIN, part_bytes) <= head.content_bytes <= part_bytes:
             detail = f"a part of {head.content_bytes} bytes where {part_bytes} were asked for"
             raise MeasurementFailedError(Operation.REQUEST, FailureKind.MALFORMED, detail)
         self.allowance.give_back(part_bytes - head.content_bytes)

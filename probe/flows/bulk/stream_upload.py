@@ -120,7 +120,7 @@ class UploadStream(Stream):
 
     @property
     def _fills_up(self) -> bool:
-        """Whether one look fills the socket up, however much has gone since the last one."""
+        """Whether one look fills the socket up, however much has gone since the last one, but at the end of a POST."""
         return self.flows and not self.allowance.is_limited
 
     def flow(self, buffer: memoryview) -> None:
