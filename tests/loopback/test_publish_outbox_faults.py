@@ -38,10 +38,11 @@ class FailingSpool(WatchedSpool):
         return super().set_aside(space, sequences, cause)
 
     def _fail(self) -> None:
-        if self.fault is not None:
+        fault = self.fault  # the test mends the disk from another thread
+        if fault is not None:
             self.failed += 1
             self.changed()
-            raise self.fault
+            raise fault
 
 
 def failing(agent: Agent) -> FailingSpool:
