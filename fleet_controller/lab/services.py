@@ -7,7 +7,10 @@ process that started it.
 from __future__ import annotations
 
 import ctypes
+import errno
+import itertools
 import os
+import random
 import shutil
 import signal
 import socket
@@ -26,26 +29,32 @@ _POLL_S = 0.02
 _OWN_PID = os.getpid()  # of who starts services
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LIBC = ctypes.CDLL(None, use_errno=True)
+# Below those that Linux lends to outgoing connections (`ip_local_port_range`): one of them may be lent before the
+# service that it was for has begun to listen. In an order that no other process has.
+_PORTS = range(20_000, 30_000)
+_ports = itertools.cycle(random.sample(_PORTS, len(_PORTS)))
 
 
 def free_port(host: str = "127.0.0.1", kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    """A port that nobody uses at this moment."""
-    with socket.socket(socket.AF_INET, kind) as sock:
-        sock.bind((host, 0))
-        return int(sock.getsockname()[1])
+    """A port that nobody uses at this moment, and that this process has not given away yet."""
+    return next(port for port in _ports if _is_free(host, port, kind))
 
 
 def free_dns_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody uses at this moment, neither over UDP nor over TCP: a resolver needs both."""
-    while True:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams, socket.socket() as stream:
-            datagrams.bind((host, 0))
-            port = int(datagrams.getsockname()[1])
-            try:
-                stream.bind((host, port))
-            except OSError:
-                continue
-            return port
+    """The same, neither over UDP nor over TCP: a resolver needs both."""
+    both = (socket.SOCK_DGRAM, socket.SOCK_STREAM)
+    return next(port for port in _ports if all(_is_free(host, port, kind) for kind in both))
+
+
+def _is_free(host: str, port: int, kind: socket.SocketKind) -> bool:
+    with socket.socket(socket.AF_INET, kind) as sock:
+        try:
+            sock.bind((host, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return False
+    return True
 
 
 def die_with_parent() -> None:
