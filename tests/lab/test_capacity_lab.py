@@ -99,8 +99,8 @@ def ends() -> Iterator[tuple[str, str]]:
 
 
 @pytest.fixture
-def bucket(ends: tuple[str, str]) -> Iterator[str]:
-    """A 50 Mbit/s token bucket each way and a peer behind it; gives the near namespace."""
+def joined(ends: tuple[str, str]) -> tuple[str, str]:
+    """Both, with a wire between them."""
     near, far = ends
     run_ip("link", "add", DEVICE, "netns", near, "type", "veth", "peer", "name", DEVICE, "netns", far)
     for where, address in ((near, NEAR), (far, FAR)):
@@ -109,6 +109,14 @@ def bucket(ends: tuple[str, str]) -> Iterator[str]:
         run_ip("-n", where, "addr", "add", f"{address}/30", "dev", DEVICE)
         run_ip("-n", where, "link", "set", "lo", "up")
         run_ip("-n", where, "link", "set", DEVICE, "up")
+    return ends
+
+
+@pytest.fixture
+def bucket(joined: tuple[str, str]) -> Iterator[str]:
+    """A 50 Mbit/s token bucket each way and a peer behind it; gives the near namespace."""
+    near, far = joined
+    for where in joined:
         shaping = [
             "tc",
             "qdisc",
@@ -152,24 +160,19 @@ def test_a_token_bucket_is_measured_at_its_rate(bucket: str, direction: str) -> 
     assert values["capacity_bps"] == pytest.approx(50e6 * ETHERNET_PAYLOAD_RATIO, rel=0.05)
     assert values["whole_transfer_bps"] == pytest.approx(50e6 * ETHERNET_PAYLOAD_RATIO, rel=0.1)
     assert not values["lower_bound"]
-    assert (values["streams"], values["streams_failed"]) == (5, 0), "the line is full: one stream more is enough to try"
+    # The line is full: one stream more is tried, and four only when the queue had gone meanwhile.
+    assert values["streams"] in {5, 9}
+    assert values["streams_failed"] == 0
     assert values["transferred_bytes"] < 80e6
 
 
 @pytest.mark.parametrize("direction", ["download", "upload"])
-def test_a_line_that_holds_back_each_stream_is_filled_with_more(ends: tuple[str, str], direction: str) -> None:
+def test_a_line_that_holds_back_each_stream_is_filled_with_more(joined: tuple[str, str], direction: str) -> None:
     """Each stream has a queue of 10 Mbit/s of its own, as some operators shape: one more shows it."""
-    near, far = ends
-    with ExitStack() as stack:
-        run_ip("link", "add", DEVICE, "netns", near, "type", "veth", "peer", "name", DEVICE, "netns", far)
-        for where, address in ((near, NEAR), (far, FAR)):
-            run_ip("-n", where, "link", "set", DEVICE, "gso_max_segs", "1")
-            run_ip("-n", where, "addr", "add", f"{address}/30", "dev", DEVICE)
-            run_ip("-n", where, "link", "set", "lo", "up")
-            run_ip("-n", where, "link", "set", DEVICE, "up")
-        sender, port = (near, "sport") if direction == "upload" else (far, "dport")
-        shape_each_port(sender, port, "10mbit")
-        stack.enter_context(running(far, PEER))
+    near, far = joined
+    sender, port = (near, "sport") if direction == "upload" else (far, "dport")
+    shape_each_port(sender, port, "10mbit")
+    with running(far, PEER):
         values = measured(near, direction=direction)
     assert values["streams"] == STREAMS_MAX
     # Ports that differ by a multiple of 128, or are neighbours, share a queue.
