@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from typing import Final
 
 from probe.flows.bulk.librespeed import LibreSpeedDownload, LibreSpeedUpload
 from probe.flows.bulk.ndt7 import Ndt7Download, Ndt7Upload, make_frames
-from probe.flows.bulk.random_source import random_source
 from probe.flows.bulk.stream import Order, Stream
 from probe.flows.bulk.stream_download import DownloadStream
 from probe.flows.bulk.stream_upload import UploadStream
 from probe.flows.bulk.tls_contexts import TlsContexts
 from probe.flows.bulk.tls_wire import TlsWire
+from probe.flows.bulk.upload_source import UploadSource
 from probe.flows.bulk.wire import PlainWire, Wire
 from probe.messages import BulkProtocol
 
-# Whole frames of ndt7. It is sent again and again; its pages cost time before the transfer.
-_SOURCE_BYTES: Final = 1 << 20
 _STREAMS: Final[dict[BulkProtocol, tuple[type[DownloadStream], type[UploadStream]]]] = {
     "http": (DownloadStream, UploadStream),
     "librespeed": (LibreSpeedDownload, LibreSpeedUpload),
@@ -31,7 +28,7 @@ class StreamMaker:
 
     def __init__(self, order: Order) -> None:
         self._order = order
-        self._source: int | None = None
+        self._source = UploadSource(make_frames if order.protocol == "ndt7" else None)
         self._tls = None if order.tls is None else TlsContexts(order.tls)
 
     def make(self, sock: socket.socket) -> Stream:
@@ -50,18 +47,8 @@ class StreamMaker:
         download, upload = _STREAMS[self._order.protocol]
         if self._order.direction == "download":
             return download(sock, self._order, wire)
-        if self._source is None:
-            self._source = self._make_source()
-        return upload(sock, self._order, self._source, _SOURCE_BYTES, wire)
-
-    def _make_source(self) -> int:
-        source = random_source(_SOURCE_BYTES)
-        if self._order.protocol == "ndt7":
-            make_frames(source, _SOURCE_BYTES)
-        return source
+        return upload(sock, self._order, self._source, wire)
 
     def close(self) -> None:
         """Give back what the streams shared; they must be closed already."""
-        if self._source is not None:
-            os.close(self._source)
-            self._source = None
+        self._source.close()

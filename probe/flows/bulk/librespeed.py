@@ -18,6 +18,7 @@ from probe.flows.bulk.http_head import HEAD_BYTES_MAX, ResponseHead, request_hea
 from probe.flows.bulk.stream import USER_AGENT, Order, StreamState
 from probe.flows.bulk.stream_download import DownloadStream, check_kind
 from probe.flows.bulk.stream_upload import UploadStream
+from probe.flows.bulk.upload_source import UploadSource
 from probe.flows.bulk.wire import Wire
 from probe.flows.faults import failed
 from probe.messages import FailureKind, Operation
@@ -80,11 +81,9 @@ class LibreSpeedUpload(UploadStream):
     in which the other streams go on.
     """
 
-    def __init__(
-        self, sock: socket.socket, order: Order, source: int, source_bytes: int, wire: Wire | None = None
-    ) -> None:
+    def __init__(self, sock: socket.socket, order: Order, source: UploadSource, wire: Wire | None = None) -> None:
         shorter = replace(order, post_bytes=min(order.post_bytes, POST_BYTES_MAX))
-        super().__init__(sock, shorter, source, source_bytes, wire)
+        super().__init__(sock, shorter, source, wire)
         self._answer_end: BodyEnd | None = None
 
     def _accept_head(self, head: ResponseHead, rest_bytes: int) -> None:

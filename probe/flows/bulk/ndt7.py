@@ -22,6 +22,7 @@ from probe.flows.bulk.stream import Order, StreamState
 from probe.flows.bulk.stream_download import DownloadStream
 from probe.flows.bulk.stream_upload import UploadStream
 from probe.flows.bulk.tls_wire import RECORD_BYTES, SEND_BYTES_MAX
+from probe.flows.bulk.upload_source import UploadSource
 from probe.flows.bulk.websocket import Opcode, client_header
 from probe.flows.bulk.wire import Wire
 from probe.flows.faults import failed
@@ -115,14 +116,12 @@ class Ndt7Download(DownloadStream):
 
 
 class Ndt7Upload(UploadStream):
-    """The kernel sends frames out of the memory file; `source` is one that `make_frames` made."""
+    """The kernel sends frames out of the memory file; `source` is one that `make_frames` prepares."""
 
     is_bare = False
 
-    def __init__(
-        self, sock: socket.socket, order: Order, source: int, source_bytes: int, wire: Wire | None = None
-    ) -> None:
-        super().__init__(sock, order, source, source_bytes, wire)
+    def __init__(self, sock: socket.socket, order: Order, source: UploadSource, wire: Wire | None = None) -> None:
+        super().__init__(sock, order, source, wire)
         self._session = Ndt7Session(self.wire, may_be_bulk=False)
         self._handshake_bytes = 0
         self._sent_bytes = 0
@@ -182,13 +181,13 @@ class Ndt7Upload(UploadStream):
             self._send_reply()
             if self._session.reply:
                 return
-        offset, frame_rest_bytes = self._sent_bytes % self._source_bytes, FRAME_BYTES - in_frame_bytes
+        offset, frame_rest_bytes = self._sent_bytes % self._source.length_bytes, FRAME_BYTES - in_frame_bytes
         granted_bytes = _with_headers(self._granted_bytes, frame_rest_bytes % FRAME_BYTES)
-        count = min(self._source_bytes - offset, granted_bytes, SEND_BYTES_MAX)
+        count = min(self._source.length_bytes - offset, granted_bytes, SEND_BYTES_MAX)
         # Stop at the frame's end, but never offer less than the record that the wire wants again.
         if self._session.reply and (not self._is_blocked or frame_rest_bytes >= RECORD_BYTES):
             count = min(count, frame_rest_bytes)
-        sent_bytes = self.wire.send_source(self._source, offset, count)
+        sent_bytes = self.wire.send_source(self._source.file, offset, count)
         self._is_blocked = sent_bytes < count
         begun_before = _frames_begun(self._sent_bytes)
         self._sent_bytes += sent_bytes

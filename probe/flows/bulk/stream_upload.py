@@ -1,4 +1,4 @@
-"""A stream that uploads: POST, the body sent by the kernel out of a memory file (`sendfile`).
+"""A stream that uploads: POST, the body sent by the kernel out of memory that it has already.
 
 Only a little waits in the socket (TCP_NOTSENT_LOWAT), and what counts is what the other side has acknowledged.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import select
 import socket
 from typing import Final
@@ -15,8 +14,8 @@ from typing import Final
 from probe.errors import MeasurementFailedError
 from probe.flows.bulk.allowance import Allowance
 from probe.flows.bulk.http_head import HEAD_BYTES_MAX, ResponseHead, request_head
-from probe.flows.bulk.random_source import PERIOD_BYTES
 from probe.flows.bulk.stream import USER_AGENT, Order, Stream, StreamState
+from probe.flows.bulk.upload_source import Body, UploadSource
 from probe.flows.bulk.wire import PlainWire, Wire
 from probe.flows.faults import failed
 from probe.messages import FailureKind, Operation
@@ -32,16 +31,15 @@ _TCP_NOTSENT_LOWAT: Final = 25  # linux/tcp.h; Python names it on some platforms
 
 
 class UploadStream(Stream):
-    """POST, again and again, on one connection; `source` is a memory file of random bytes."""
+    """POST, again and again, on one connection."""
 
     wanted_when_moving = select.EPOLLIN | select.EPOLLOUT
     wanted_when_flowing = select.EPOLLIN
 
-    def __init__(
-        self, sock: socket.socket, order: Order, source: int, source_bytes: int, wire: Wire | None = None
-    ) -> None:
+    def __init__(self, sock: socket.socket, order: Order, source: UploadSource, wire: Wire | None = None) -> None:
         super().__init__(sock, order, wire)
-        self._source, self._source_bytes = source, source_bytes
+        self._source = source
+        self._body: Body | None = None  # where it flows
         self._rest_bytes = 0
         self._answer: ResponseHead | None = None
         self._granted_bytes = 0
@@ -67,7 +65,7 @@ class UploadStream(Stream):
         if unsent_bytes is None:  # Linux before 4.6; it asks for more when half is gone
             unsent_bytes = self._unsent_bytes_max // 2
         if not self._fills_up:  # then one look brings no more than a part, or the source once
-            unsent_bytes = min(unsent_bytes, self._source_bytes, self.allowance.part_bytes)
+            unsent_bytes = min(unsent_bytes, self._source.length_bytes, self.allowance.part_bytes)
         self.lasts_s = unsent_bytes / bytes_per_s
 
     def refresh(self) -> int:
@@ -86,6 +84,12 @@ class UploadStream(Stream):
         except OSError:
             return None
         return name.rstrip(b"\0").decode("ascii")
+
+    def close(self) -> None:
+        """Reset the connection: neither side goes on sending."""
+        super().close()
+        if self._body is not None:
+            self._body.close()
 
     def _prepare(self) -> None:
         with contextlib.suppress(OSError):  # BBR would hide the line's buffers; without CUBIC the default is used
@@ -115,7 +119,7 @@ class UploadStream(Stream):
 
     @property
     def flows(self) -> bool:
-        """Out of the memory file, as it is."""
+        """Random bytes, as they are."""
         return self.is_bare and isinstance(self.wire, PlainWire) and self.state is StreamState.MOVING
 
     @property
@@ -129,12 +133,12 @@ class UploadStream(Stream):
         if self.allowance.is_limited:
             self._send()
             return
+        if self._body is None:
+            self._body = self._source.body()
         for _ in range(_FILLS_PER_LOOK):
-            # The source repeats itself: seen from its first period nearly all of it lies ahead.
-            offset = (self.order.post_bytes - self._rest_bytes) % PERIOD_BYTES
-            count = min(self._source_bytes - offset, self._rest_bytes)
             try:
-                sent_bytes = os.sendfile(self.sock.fileno(), self._source, offset, count)
+                count = min(self._body.fill(), self._rest_bytes)
+                sent_bytes = self._body.send(self.sock.fileno(), count)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -166,8 +170,8 @@ class UploadStream(Stream):
             raise MeasurementFailedError(Operation.TRANSFER, FailureKind.CLOSED, "the peer closed during the upload")
 
     def _send(self) -> None:
-        offset = (self.order.post_bytes - self._rest_bytes) % self._source_bytes
-        count = min(self._source_bytes - offset, self._rest_bytes)
+        offset = (self.order.post_bytes - self._rest_bytes) % self._source.length_bytes
+        count = min(self._source.length_bytes - offset, self._rest_bytes)
         if not self._granted_bytes:
             self._granted_bytes = self.allowance.take(self.allowance.part_bytes)
         if not self._granted_bytes:  # nothing more to send, ever: only listen
@@ -176,7 +180,7 @@ class UploadStream(Stream):
             self.wanted_when_moving = select.EPOLLIN
             return
         try:
-            sent_bytes = self.wire.send_source(self._source, offset, min(count, self._granted_bytes))
+            sent_bytes = self.wire.send_source(self._source.file, offset, min(count, self._granted_bytes))
         except BlockingIOError:
             return
         except OSError as error:
