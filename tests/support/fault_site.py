@@ -36,6 +36,10 @@ PEER_NAME, DUAL_NAME = "peer.test", "dual.test"
 STAMP_PORT, HTTP_PORT, HTTPS_PORT, DNS_PORT = 8862, 8080, 8443, 53
 # A fault "in mid-transfer" strikes once so much has passed.
 UNDER_WAY_BYTES = 1_000_000
+# A router without a way says so to one host five times in a row, and once a second after that; outside a machine's
+# first namespace nobody can change it (`ip_error` in Linux). A row has four packets: it waits for as many answers.
+_REFUSES = frozenset({UNREACHABLE, PROHIBITED})
+_REFUSED_AGAIN_S = 4.0
 
 Fault = Callable[["Site"], None]
 
@@ -85,6 +89,7 @@ class Site:
             resolver = Dnsmasq(folder / "dns", names=names, hosts=(FAR,), port=DNS_PORT, domains=("test",))
             stack.enter_context(resolver)
         self.probe = stack.enter_context(lab_probe(self.near, ca_file=self.ca_file))
+        self._refuses_from_s = 0.0
 
     def _draw_line(self) -> None:
         self._line.start()
@@ -129,12 +134,18 @@ class Site:
             "ca_file": self.ca_file,
             "window_s": row.window_s,
         }
+        is_refused = row.peer is not None and row.peer.get("host") in _REFUSES
+        if is_refused:
+            time.sleep(max(0.0, self._refuses_from_s - time.monotonic()))
         before_bytes = self.probe.moved_bytes()
         self.probe.start(row.task, row.parameters, **order)
         if row.strike is not None and strikes:
             _wait_until_under_way(self.probe, before_bytes, row.after_s)
             row.strike(self)
-        return self.probe.finish()
+        result = self.probe.finish()
+        if is_refused:
+            self._refuses_from_s = time.monotonic() + _REFUSED_AGAIN_S
+        return result
 
 
 def _wait_until_under_way(probe: LabProbe, before_bytes: int, after_s: float | None) -> None:
