@@ -86,20 +86,29 @@ def measure_rates() -> tuple[RateError, ...]:
     return tuple(_rate_error(rate_bps) for rate_bps in _RATES_BPS)
 
 
-def _delay_error(site: Site, direction: Direction, busy_cores: int) -> DelayError:
+def delay_errors(site: Site, direction: Direction, packets: int) -> list[float]:
+    """What one direction of an idle line without jitter adds to its one-way delay: seconds of each packet, ascending.
+
+    Raises:
+        ServiceError: packets got lost.
+    """
     sent_ns: dict[int, int] = {}
-    with _sockets(site, direction) as (sender, receiver), _receiving(receiver, _PACKETS) as received_ns:
+    with _sockets(site, direction) as (sender, receiver), _receiving(receiver, packets) as received_ns:
         sender.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPING_NEW, _TX_SOFTWARE | _SOFTWARE | _OPT_TSONLY)
-        for number in range(_PACKETS):
+        for number in range(packets):
             sender.send(_NUMBER.pack(number) + bytes(_PROBE_BYTES - _NUMBER.size))
             sent_ns[number] = _sent_stamp(sender)
             time.sleep(_GAP_S)
-    if len(received_ns) < _PACKETS:
-        raise ServiceError(f"{_PACKETS - len(received_ns)} of {_PACKETS} packets did not arrive")
-    wire_s = (_PROBE_BYTES + _HEADER_BYTES) * 8 / _DELAYED.rate_bps(direction)
-    errors_s = sorted(
-        (received_ns[number] - sent_ns[number]) / _NS_PER_S - _DELAYED.delay_s / 2 - wire_s for number in sent_ns
+    if len(received_ns) < packets:
+        raise ServiceError(f"{packets - len(received_ns)} of {packets} packets did not arrive")
+    wire_s = (_PROBE_BYTES + _HEADER_BYTES) * 8 / site.profile.rate_bps(direction)
+    return sorted(
+        (received_ns[number] - sent_ns[number]) / _NS_PER_S - site.profile.delay_s / 2 - wire_s for number in sent_ns
     )
+
+
+def _delay_error(site: Site, direction: Direction, busy_cores: int) -> DelayError:
+    errors_s = delay_errors(site, direction, _PACKETS)
     return DelayError(
         direction=direction,
         busy_cores=busy_cores,

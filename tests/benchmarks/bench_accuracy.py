@@ -8,7 +8,9 @@ carried (counters of its interface, so that every header and every packet on its
 
     capacity    our `capacity` (full, and capped at a quarter of 10 s of the line), iperf3 with one stream (the rule of
                 ndt7: all bytes over all the time of one stream) and with eight, curl against nginx
-    delay       our `round_trip` by STAMP, ICMP and TCP, ping, fping and irtt; a busy process shares the probe's core
+    delay       our `round_trip` by STAMP, ICMP and TCP, ping, fping and irtt; a busy process shares the probe's core.
+                The emulated line is late by up to 0.1 ms itself, as busy as the machine happens to be: where it has
+                neither jitter nor loss, one more row is what it took in the same minutes by the kernel's stamps
     load        our `responsiveness` beside flent's method: irtt while iperf3 fills the line with eight streams
 
 ndt7-client-go, librespeed-cli and netperf (flent's own load) are in no registry that a Debian machine reaches.
@@ -34,6 +36,7 @@ from typing import Any
 from fleet_controller.lab.compare import compare
 from fleet_controller.lab.comparison import Comparison, outcome
 from fleet_controller.lab.namespaces import command_in
+from fleet_controller.lab.own_error import delay_errors
 from fleet_controller.lab.profile import DIRECTIONS, Direction
 from fleet_controller.lab.services import Service, answers, die_with_parent, find_program
 from fleet_controller.lab.site import LINK, NGINX_HTTP_PORT, PEER_V4, Site
@@ -117,6 +120,15 @@ def compare_delay(site: Site, profile: str, repeats: int, seconds: float, readin
                 said_s = tool(site, "download", 0)
                 expected_s = site.profile.expected_delay_s(payload_bytes)
                 readings[profile, "median", name].append(Reading(said_s, expected_s, line_bytes(site) - before))
+            if not (site.profile.jitter_s or site.profile.loss_ratio):
+                readings[profile, "median", "the line itself"].append(line_itself(site))
+
+
+def line_itself(site: Site) -> Reading:
+    """What the line really took there and back just then, by the kernel's stamps at both its ends."""
+    before, expected_s = line_bytes(site), site.profile.expected_delay_s(ECHO_PAYLOAD_BYTES)
+    added_s = sum(statistics.median(delay_errors(site, way, PACKETS)) for way in DIRECTIONS)
+    return Reading(expected_s + added_s, expected_s, line_bytes(site) - before)
 
 
 def compare_load(site: Site, profile: str, repeats: int, seconds: float, readings: Readings) -> None:
