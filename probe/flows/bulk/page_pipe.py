@@ -34,8 +34,12 @@ class RandomPages:
         self._out, self._in = _pipe()
         self.length_bytes = fcntl.fcntl(self._in, fcntl.F_GETPIPE_SZ)
         part = os.urandom(PERIOD_BYTES)
-        for _ in range(0, self.length_bytes, PERIOD_BYTES):
-            os.write(self._in, part)
+        try:
+            for _ in range(0, self.length_bytes, PERIOD_BYTES):
+                os.write(self._in, part)
+        except OSError:
+            self.close()
+            raise
 
     def hand_on(self, pipe: int) -> int:
         """Put all of it into an empty pipe as well.
