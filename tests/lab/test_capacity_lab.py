@@ -162,7 +162,7 @@ def test_a_token_bucket_is_measured_at_its_rate(bucket: str, direction: str) -> 
     assert not values["lower_bound"]
     # The line is full: one stream more is tried, and four only when the queue has gone before that, or meanwhile.
     # What a receiver's kernel knows of the queue are whole milliseconds, three of them here, and two would be too few.
-    assert values["streams"] in {5, 8, 9}
+    assert values["streams"] in ({5, 8, 9} if direction == "download" else {5, 9})
     assert values["streams_failed"] == 0
     assert values["transferred_bytes"] < 80e6
 

@@ -295,17 +295,17 @@ async def test_a_link_that_is_down_is_not_run() -> None:
 
 
 def sockets() -> int:
-    """How many sockets this process has."""
+    """How many sockets, pipes and memory files this process has."""
     count = 0
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
-            count += str(entry.readlink()).startswith("socket:")
+            count += str(entry.readlink()).startswith(("socket:", "pipe:", "/memfd:"))
     return count
 
 
 @pytest.mark.parametrize("direction", BOTH)
 async def test_a_cancelled_transfer_leaves_nothing_behind(peer: HttpPeer, direction: Direction) -> None:
-    """At once: no thread, no socket, no memory file, and the peer sees its connections end."""
+    """At once: no thread, no socket, no pipe, no memory file, and the peer sees its connections end."""
     before, loop, moving = sockets(), asyncio.get_running_loop(), asyncio.Event()
 
     def on_bytes(_total_bytes: int) -> None:

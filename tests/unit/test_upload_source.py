@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import socket
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from probe.flows.bulk.page_pipe import PIPE_BYTES
+from probe.flows.bulk import page_pipe
+from probe.flows.bulk.page_pipe import PIPE_BYTES, PagePipe, RandomPages
 from probe.flows.bulk.random_source import PERIOD_BYTES
 from probe.flows.bulk.upload_source import Body, FileBody, UploadSource
 
@@ -22,12 +25,14 @@ SOCKET_BYTES = 256 * 1024
 
 def from_pipe(source: UploadSource) -> Body:
     """As a host gives it that has pipes to give."""
-    return source.body()
+    body = source.body()
+    assert isinstance(body, PagePipe)
+    return body
 
 
 def from_file(source: UploadSource) -> Body:
     """The other kind."""
-    return FileBody(source.file, source.length_bytes)
+    return FileBody(source.file(), source.length_bytes)
 
 
 @pytest.fixture
@@ -121,7 +126,7 @@ def test_what_found_no_room_is_sent_later(source: UploadSource, make_body: MakeB
         sent_bytes = 0
         while (more_bytes := push(body, near, PIPE_BYTES)) > 0:
             sent_bytes += more_bytes
-        assert push(body, near, PIPE_BYTES) == 0
+        sent_bytes += push(body, near, PIPE_BYTES)
         content = pull(far, sent_bytes) + carry(body, near, far, 2 * PIPE_BYTES)
     assert repeats_itself(content)
 
@@ -131,6 +136,7 @@ def test_a_reset_is_told(source: UploadSource, make_body: MakeBody) -> None:
     with closing(make_body(source)) as body, wire() as (near, far):
         far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         far.close()
+        assert select.select([near], [], [], 5.0)[0]  # the reset has come
         with pytest.raises(ConnectionError):
             body.send(near.fileno(), body.fill())
 
@@ -158,7 +164,7 @@ def test_nothing_is_left_open() -> None:
 
 def test_without_pipes_it_comes_out_of_the_file(source: UploadSource) -> None:
     """A host that lets no more files be opened, or no more pipes, still uploads."""
-    assert source.file >= 0  # made already
+    source.file()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with wire() as (near, far):
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
@@ -168,6 +174,41 @@ def test_without_pipes_it_comes_out_of_the_file(source: UploadSource) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert isinstance(body, FileBody)
         assert repeats_itself(carry(body, near, far, 2 * PIPE_BYTES))
+
+
+@pytest.mark.parametrize("refused", ["its size", "its pages"])
+def test_a_host_without_large_pipes_uploads_too(monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
+    """A user may have only so many of them; and what was begun is given back."""
+
+    def refuse(*_: object) -> int:
+        raise PermissionError
+
+    before = open_files()
+    if refused == "its size":
+        monkeypatch.setattr(page_pipe, "fcntl", SimpleNamespace(fcntl=refuse, F_SETPIPE_SZ=0, F_GETPIPE_SZ=0))
+    else:
+        monkeypatch.setattr(RandomPages, "hand_on", refuse)
+    with closing(UploadSource()) as source, closing(source.body()) as body, wire() as (near, far):
+        assert isinstance(body, FileBody)
+        assert repeats_itself(carry(body, near, far, 2 * PIPE_BYTES))
+    assert open_files() == before
+
+
+def test_a_file_that_could_not_be_prepared_is_made_anew() -> None:
+    """The next stream must not send what has no frames; and nothing stays open."""
+    before, tries = open_files(), iter([True, False])
+
+    def prepare(file: int, length_bytes: int) -> None:
+        del file, length_bytes
+        if next(tries):
+            raise MemoryError
+
+    with closing(UploadSource(prepare)) as source:
+        with pytest.raises(MemoryError):
+            source.file()
+        assert open_files() == before
+        assert source.file() == source.file()
+    assert open_files() == before
 
 
 def test_what_a_dialect_writes_stands_in_the_file() -> None:
@@ -180,6 +221,6 @@ def test_what_a_dialect_writes_stands_in_the_file() -> None:
 
     with closing(UploadSource(prepare)) as source:
         assert asked == []
-        assert os.pread(source.file, 5, 7) == b"frame"
-        assert os.fstat(source.file).st_size == source.length_bytes
+        assert os.pread(source.file(), 5, 7) == b"frame"
+        assert os.fstat(source.file()).st_size == source.length_bytes
         assert asked == [source.length_bytes]

@@ -187,7 +187,7 @@ class Ndt7Upload(UploadStream):
         # Stop at the frame's end, but never offer less than the record that the wire wants again.
         if self._session.reply and (not self._is_blocked or frame_rest_bytes >= RECORD_BYTES):
             count = min(count, frame_rest_bytes)
-        sent_bytes = self.wire.send_source(self._source.file, offset, count)
+        sent_bytes = self.wire.send_source(self._source.file(), offset, count)
         self._is_blocked = sent_bytes < count
         begun_before = _frames_begun(self._sent_bytes)
         self._sent_bytes += sent_bytes

@@ -1,13 +1,14 @@
 """Random bytes that the kernel sends again and again without looking them up: pages in a pipe.
 
 `sendfile` looks up each page of its file anew, which costs as much as sending it. A pipe holds its pages by reference:
-`tee` hands the references of a whole pipe on to another, and `splice` those to a socket. Nothing is copied, neither of
-them touches the bytes, and 1 MiB of memory serves all streams of a transfer.
+`tee` hands the references of a whole pipe on to another, and `splice` those to a socket. Nothing is copied, neither
+of them touches the bytes, and 1 MiB of memory serves all streams of a transfer.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 from typing import Final
@@ -16,7 +17,6 @@ from probe.flows.bulk.random_source import PERIOD_BYTES
 
 # As much as anybody may ask for without being root (/proc/sys/fs/pipe-max-size). Only what it holds costs memory.
 PIPE_BYTES: Final = 1 << 20
-_SPLICE_F_NONBLOCK: Final = 2  # fcntl.h
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _tee: Final = _LIBC.tee  # Python has `os.splice`, and not this
 _tee.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint)
@@ -33,13 +33,17 @@ class RandomPages:
     def __init__(self) -> None:
         self._out, self._in = _pipe()
         self.length_bytes = fcntl.fcntl(self._in, fcntl.F_GETPIPE_SZ)
-        part = os.urandom(PERIOD_BYTES)
         try:
-            for _ in range(0, self.length_bytes, PERIOD_BYTES):
-                os.write(self._in, part)
+            self._fill()
         except OSError:
             self.close()
             raise
+
+    def _fill(self) -> None:
+        part = os.urandom(PERIOD_BYTES)
+        for _ in range(0, self.length_bytes, PERIOD_BYTES):
+            if os.write(self._in, part) < PERIOD_BYTES:  # it would repeat itself too early, and compress
+                raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
     def hand_on(self, pipe: int) -> int:
         """Put all of it into an empty pipe as well.
@@ -50,7 +54,7 @@ class RandomPages:
         Raises:
             OSError: the kernel cannot.
         """
-        length_bytes: int = _tee(self._out, pipe, self.length_bytes, _SPLICE_F_NONBLOCK)
+        length_bytes: int = _tee(self._out, pipe, self.length_bytes, os.SPLICE_F_NONBLOCK)
         if length_bytes < 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
@@ -91,7 +95,7 @@ class PagePipe:
             BlockingIOError: none.
             OSError: the socket's.
         """
-        sent_bytes = os.splice(self._out, sock, length_bytes, flags=_SPLICE_F_NONBLOCK)
+        sent_bytes = os.splice(self._out, sock, length_bytes, flags=os.SPLICE_F_NONBLOCK)
         self._ready_bytes -= sent_bytes
         return sent_bytes
 

@@ -39,7 +39,7 @@ class UploadStream(Stream):
     def __init__(self, sock: socket.socket, order: Order, source: UploadSource, wire: Wire | None = None) -> None:
         super().__init__(sock, order, wire)
         self._source = source
-        self._body: Body | None = None  # where it flows
+        self._body: Body | None = None  # where it flows, and without a limit
         self._rest_bytes = 0
         self._answer: ResponseHead | None = None
         self._granted_bytes = 0
@@ -49,6 +49,11 @@ class UploadStream(Stream):
         super().share(allowance)
         if allowance.is_limited:
             self._limit_unsent(min(allowance.part_bytes, _NOTSENT_BYTES))
+        # Made now: what it costs must not be in the time that is measured.
+        if self._is_plain and not allowance.is_limited:
+            self._body = self._source.body()
+        else:
+            self._source.file()
 
     def tune(self, now_s: float) -> None:
         """Let more wait in the socket of a fast stream."""
@@ -88,8 +93,9 @@ class UploadStream(Stream):
     def close(self) -> None:
         """Reset the connection: neither side goes on sending."""
         super().close()
-        if self._body is not None:
-            self._body.close()
+        body, self._body = self._body, None
+        if body is not None:
+            body.close()
 
     def _prepare(self) -> None:
         with contextlib.suppress(OSError):  # BBR would hide the line's buffers; without CUBIC the default is used
@@ -120,7 +126,11 @@ class UploadStream(Stream):
     @property
     def flows(self) -> bool:
         """Random bytes, as they are."""
-        return self.is_bare and isinstance(self.wire, PlainWire) and self.state is StreamState.MOVING
+        return self._is_plain and self.state is StreamState.MOVING
+
+    @property
+    def _is_plain(self) -> bool:
+        return self.is_bare and isinstance(self.wire, PlainWire)
 
     @property
     def _fills_up(self) -> bool:
@@ -130,11 +140,9 @@ class UploadStream(Stream):
     def flow(self, buffer: memoryview) -> None:
         """Let the kernel send what finds room."""
         del buffer
-        if self.allowance.is_limited:
+        if self._body is None:
             self._send()
             return
-        if self._body is None:
-            self._body = self._source.body()
         for _ in range(_FILLS_PER_LOOK):
             try:
                 count = min(self._body.fill(), self._rest_bytes)
@@ -180,7 +188,7 @@ class UploadStream(Stream):
             self.wanted_when_moving = select.EPOLLIN
             return
         try:
-            sent_bytes = self.wire.send_source(self._source.file, offset, min(count, self._granted_bytes))
+            sent_bytes = self.wire.send_source(self._source.file(), offset, min(count, self._granted_bytes))
         except BlockingIOError:
             return
         except OSError as error:

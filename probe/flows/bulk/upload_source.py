@@ -9,7 +9,7 @@ from typing import Final, Protocol
 from probe.flows.bulk.page_pipe import PagePipe, RandomPages
 from probe.flows.bulk.random_source import PERIOD_BYTES, random_source
 
-# Whole frames of ndt7. It is sent again and again; its pages cost time before the transfer.
+# Whole frames of ndt7. It is sent again and again; its pages cost time, which is spent before a stream connects.
 _FILE_BYTES: Final = 1 << 20
 
 
@@ -70,26 +70,42 @@ class UploadSource:
         self._file: int | None = None
         self._pages: RandomPages | None = None
 
-    @property
     def file(self) -> int:
-        """The descriptor of a memory file of `length_bytes`."""
+        """The descriptor of a memory file of `length_bytes`, the same one each time."""
         if self._file is None:
-            self._file = random_source(_FILE_BYTES)
-            if self._prepare is not None:
-                self._prepare(self._file, _FILE_BYTES)
+            self._file = self._make_file()
         return self._file
+
+    def _make_file(self) -> int:
+        file = random_source(_FILE_BYTES)
+        try:
+            if self._prepare is not None:
+                self._prepare(file, _FILE_BYTES)
+        except BaseException:
+            os.close(file)
+            raise
+        return file
 
     def body(self) -> Body:
         """An endless body for one stream, which closes it before this is closed."""
         try:
             return self._pipe()
         except OSError:  # of files, or of a user's pipes, there are only so many
-            return FileBody(self.file, _FILE_BYTES)
+            return FileBody(self.file(), _FILE_BYTES)
 
     def _pipe(self) -> PagePipe:
-        if self._pages is None:
-            self._pages = RandomPages()
-        pipe = PagePipe(self._pages)
+        pages = self._pages or RandomPages()
+        try:
+            pipe = self._pipe_from(pages)
+        except OSError:
+            if pages is not self._pages:
+                pages.close()
+            raise
+        self._pages = pages
+        return pipe
+
+    def _pipe_from(self, pages: RandomPages) -> PagePipe:
+        pipe = PagePipe(pages)
         try:
             pipe.fill()
         except OSError:
