@@ -20,7 +20,6 @@ Needs root, iperf3, curl, fping and irtt.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import re
 import statistics
@@ -64,7 +63,7 @@ class Reading:
     line_bytes: int
 
 
-Tool = Callable[[Site, Direction, float], float]
+Tool = Callable[[Site, Direction, float], float | None]  # absent: it heard nothing
 # What it said, and what the line's rate allowed on average while it measured: some lines change their rate.
 RateTool = Callable[[Site, Direction, float], tuple[float, float]]
 Readings = dict[tuple[str, str, str], list[Reading]]
@@ -121,10 +120,15 @@ def compare_delay(site: Site, profile: str, repeats: int, seconds: float, readin
                 before = line_bytes(site)
                 said_s = tool(site, "download", 0)
                 expected_s = site.profile.expected_delay_s(payload_bytes)
+                if said_s is None:
+                    sys.stderr.write(f"{name} heard nothing: this run is left out\n")
+                    continue
                 readings[profile, "median", name].append(Reading(said_s, expected_s, line_bytes(site) - before))
             if not (site.profile.jitter_s or site.profile.loss_ratio):
-                with contextlib.suppress(ServiceError):  # a packet was lost all the same: this time without it
+                try:
                     readings[profile, "median", "the line itself"].append(line_itself(site))
+                except ServiceError as error:
+                    sys.stderr.write(f"the line itself: {error}: this run is left out\n")
 
 
 def line_itself(site: Site) -> Reading:
@@ -144,6 +148,9 @@ def compare_load(site: Site, profile: str, repeats: int, seconds: float, reading
             for name, tool in LOAD_TOOLS.items():
                 before = line_bytes(site)
                 said_s = tool(site, way, seconds)
+                if said_s is None:
+                    sys.stderr.write(f"{way}, {name} heard nothing: this run is left out\n")
+                    continue
                 readings[profile, way, name].append(Reading(said_s, full_s, line_bytes(site) - before))
 
 
@@ -166,7 +173,7 @@ def ours_capped(site: Site, way: Direction, seconds: float) -> tuple[float, floa
     return ours(site, way, seconds, mode="capped", max_bytes=cap_bytes)
 
 
-def all_the_time(tool: Tool) -> RateTool:
+def all_the_time(tool: Callable[[Site, Direction, float], float]) -> RateTool:
     """One whose figure is the mean from its beginning to its end."""
 
     def run(site: Site, way: Direction, seconds: float) -> tuple[float, float]:
@@ -203,7 +210,7 @@ def curl(site: Site, way: Direction, seconds: float) -> float:
 def round_trip(method: str) -> Tool:
     """Our task by one of its methods: the median."""
 
-    def run(site: Site, way: Direction, seconds: float) -> float:
+    def run(site: Site, way: Direction, seconds: float) -> float | None:
         del way, seconds
         # Connections cost more than packets: fewer a second.
         interval_s = CONNECT_INTERVAL_S if method == "tcp" else INTERVAL_S
@@ -211,7 +218,7 @@ def round_trip(method: str) -> Tool:
         if method == "icmp":
             parameters["payload_bytes"] = ECHO_PAYLOAD_BYTES
         values = site.run("round_trip", parameters).values
-        return float(values["delay_median_s"]) if values else 0.0
+        return None if values is None or values["delay_median_s"] is None else float(values["delay_median_s"])
 
     return run
 
@@ -232,23 +239,25 @@ def fping(site: Site, way: Direction, seconds: float) -> float:
     return statistics.median(float(word) / MS for word in said if word != "-")
 
 
-def irtt(site: Site, way: Direction, seconds: float) -> float:
-    """The median that it prints; 0 when nothing came back, as through a deep buffer within its time."""
+def irtt(site: Site, way: Direction, seconds: float) -> float | None:
+    """The median that it prints; absent when nothing came back, as through a deep buffer within its time."""
     del way
     length_s = seconds or PACKETS * INTERVAL_S
     command = ["irtt", "client", "-Q", "-i", f"{int(INTERVAL_S * MS)}ms", "-d", f"{length_s:.1f}s", "-o", "-"]
     said = site.run_near([*command, f"{PEER_V4}:{IRTT_PORT}"]).stdout
-    return float(json.loads(said)["stats"]["rtt"].get("median", 0)) / 1e9
+    median_ns = json.loads(said)["stats"]["rtt"].get("median")
+    return None if median_ns is None else float(median_ns) / 1e9
 
 
-def responsiveness(site: Site, way: Direction, seconds: float) -> float:
+def responsiveness(site: Site, way: Direction, seconds: float) -> float | None:
     """Our task: the median of STAMP under load."""
     del seconds
     values = site.run("responsiveness", {"direction": way}).values
-    return float(values["delay_loaded_median_s"] or 0.0) if values else 0.0
+    loaded_s = None if values is None else values["delay_loaded_median_s"]
+    return None if loaded_s is None else float(loaded_s)
 
 
-def flents_method(site: Site, way: Direction, seconds: float) -> float:
+def flents_method(site: Site, way: Direction, seconds: float) -> float | None:
     """Eight streams of iperf3; after 3 s to fill the buffer, irtt until the end."""
     command = ["iperf3", "-c", PEER_V4, "-t", str(seconds + 1), "-P", "8", *(["-R"] if way == "download" else [])]
     with subprocess.Popen(
