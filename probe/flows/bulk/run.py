@@ -93,7 +93,7 @@ class Run:
         self._allowance = Allowance(limit_bytes, is_hard=order.file_bytes is None)
         self._roster = Roster(order, open_socket, self._allowance)
         self._total_bytes = 0
-        self._is_planned = self._has_grown = self._is_trial = False
+        self._is_planned = self._is_trial = False
         self._began_s: float | None = None
         self._moved_s: float | None = None
         self._judged_s = 0.0
@@ -307,8 +307,7 @@ class Run:
 
     def _grow(self) -> None:
         is_few = self._roster.wanted <= STREAMS_PER_STAGE  # a ninth stream may be too slow to show an eighth
-        self._is_trial = is_few and not self._has_grown and self._queue.stands(self._rtt_s)
-        self._has_grown = True
+        self._is_trial = is_few and self._queue.stands(self._rtt_s)
         more = _STREAMS_TO_TRY if self._is_trial else STREAMS_PER_STAGE
         self._roster.wanted = min(self._roster.wanted + more, self._order.streams_max)
 
