@@ -28,11 +28,12 @@ from typing import Any, Self
 
 import msgspec
 
+from fleet_controller.lab.entry_stamps import EntryStamps
 from fleet_controller.lab.line import Line, LineCounters, line_pair, seed_of
 from fleet_controller.lab.namespaces import entered, run_ip, use_ipv6
 from fleet_controller.lab.packets import VNET_HEADER_BYTES, ip_version, largest_packet_bytes, too_big
 from fleet_controller.lab.profile import ETHERNET_MTU_BYTES, Direction, LinkProfile
-from fleet_controller.lab.punctual import Patience, be_punctual
+from fleet_controller.lab.punctual import READING_NS, Patience, be_punctual
 from fleet_controller.lab.rates import least_ratio, mean_bps, rate_plan
 from fleet_controller.lab.services import Service
 
@@ -73,15 +74,20 @@ class End:
 
 @dataclass(slots=True)
 class Way:
-    """One direction of the line between its two devices. `back` is the other one: ICMP errors return over it."""
+    """One direction of the line between its two devices. `back` is the other one: ICMP errors return over it.
+
+    `stamps` are those of the source device.
+    """
 
     line: Line
     back: Line
     profile: LinkProfile
     source: int
     sink: int
+    stamps: EntryStamps
     write_errors: int = 0
     _refused_versions: frozenset[int] = frozenset()
+    _offered_ns: int = 0
 
     def __post_init__(self) -> None:
         """Know what vanishes."""
@@ -96,7 +102,15 @@ class Way:
             except BlockingIOError:
                 return
             if self._admits(frame, now_ns):
-                self.line.offer(frame, now_ns)
+                self.line.offer(frame, self._entered_ns(frame, now_ns))
+
+    def _entered_ns(self, frame: bytes, now_ns: int) -> int:
+        """When the line begins to know of a frame that was read now; never before the last one."""
+        entered_ns = self.stamps.entered_ns(frame, now_ns)
+        if entered_ns is not None:
+            now_ns = entered_ns + READING_NS  # a delivery is that much early, for those that have no stamp
+        self._offered_ns = max(self._offered_ns, now_ns)
+        return self._offered_ns
 
     def _admits(self, frame: bytes, now_ns: int) -> bool:
         """Whether the line carries such a packet at all. Fragments are not made: too long is too long."""
@@ -131,8 +145,8 @@ def carry(ways: Sequence[Way]) -> None:
         for way in ways:
             way.give(now_ns + patience.early_ns())
         dues = [due for way in ways if (due := way.line.next_due_ns()) is not None]
-        wait_s = patience.wait_ns(min(dues), time.monotonic_ns()) / 1e9 if dues else None
-        readable, _, _ = select.select(sources, (), (), wait_s)
+        wait_ns = patience.wait_ns(min(dues, default=None), time.monotonic_ns())
+        readable, _, _ = select.select(sources, (), (), None if wait_ns is None else wait_ns / 1e9)
         now_ns = time.monotonic_ns()
         for source in readable:
             by_source[source].take(now_ns)
@@ -251,8 +265,8 @@ def _set_up(profile: LinkProfile, near: End, far: End, seed: int, start_ns: int)
     configure(far, down_bps)
     upload, download = line_pair(profile, seed, start_ns)
     return (
-        Way(upload, download, profile, near_device, far_device),
-        Way(download, upload, profile, far_device, near_device),
+        Way(upload, download, profile, near_device, far_device, EntryStamps(near.namespace, near.device)),
+        Way(download, upload, profile, far_device, near_device, EntryStamps(far.namespace, far.device)),
     )
 
 

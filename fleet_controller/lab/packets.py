@@ -18,6 +18,8 @@ _GSO_SIZE_AT = slice(4, 6)
 _IP_AT = VNET_HEADER_BYTES
 _IPV4 = 4
 _IPV6_HEADER_BYTES = 40
+_TCP = 6
+_SYN = 0x02
 _LAST_FLAGS = 0x09  # PSH and FIN belong to the last packet of a super-packet
 _FIRST_FLAGS = 0x80  # CWR to the first one (RFC 3168)
 _WORD = 0xFFFF
@@ -38,6 +40,12 @@ def header_bytes(frame: bytes) -> int:
     ip_bytes = _ip_header_bytes(frame)
     tcp_words = frame[_IP_AT + ip_bytes + 12] >> 4  # RFC 9293 section 3.1: the data offset
     return ip_bytes + tcp_words * 4
+
+
+def is_of_running_tcp(frame: bytes) -> bool:
+    """Whether it is a TCP segment without SYN. IPv6 extension headers are not followed."""
+    protocol = frame[_IP_AT + (9 if ip_version(frame) == _IPV4 else 6)]
+    return protocol == _TCP and not frame[_IP_AT + _ip_header_bytes(frame) + 13] & _SYN
 
 
 def packets_of(frame: bytes) -> int:

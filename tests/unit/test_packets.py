@@ -12,6 +12,7 @@ from fleet_controller.lab.packets import (
     VNET_HEADER_BYTES,
     checksum,
     header_bytes,
+    is_of_running_tcp,
     largest_packet_bytes,
     packets_of,
     part,
@@ -21,7 +22,7 @@ from fleet_controller.lab.packets import (
 
 SEGMENT_BYTES = 1000
 NEEDS_CHECKSUM, TCP_V4, TCP_V6 = 1, 1, 4
-ACK, PSH, FIN, CWR = 0x10, 0x08, 0x01, 0x80
+ACK, PSH, FIN, CWR, SYN = 0x10, 0x08, 0x01, 0x80, 0x02
 IP_BYTES = {4: 20, 6: 40}
 
 
@@ -130,3 +131,15 @@ def test_nobody_complains_about_a_complaint(kind: int) -> None:
     assert too_big(bytes(VNET_HEADER_BYTES) + ip + bytes([kind]) + bytes(1479), 1400) is None
     ip6 = struct.pack("!IHBB", 6 << 28, 1460, 58, 64) + bytes(32)
     assert too_big(bytes(VNET_HEADER_BYTES) + ip6 + bytes([1]) + bytes(1459), 1400) is None
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_opens_a_connection_is_not_of_a_running_one(version: int) -> None:
+    """SYN and SYN/ACK open it; anything but TCP, with the same bytes where TCP has its flags, is of none."""
+    assert is_of_running_tcp(super_packet(version, b"", flags=ACK))
+    assert is_of_running_tcp(super_packet(version, b"payload", flags=ACK | PSH | FIN))
+    assert not is_of_running_tcp(super_packet(version, b"", flags=SYN))
+    assert not is_of_running_tcp(super_packet(version, b"", flags=SYN | ACK))
+    of_udp = bytearray(super_packet(version, b"", flags=ACK))
+    of_udp[VNET_HEADER_BYTES + {4: 9, 6: 6}[version]] = 17
+    assert not is_of_running_tcp(bytes(of_udp))
