@@ -6,11 +6,11 @@
 Each tool measures each line in turn, `--repeats` times; errors are medians over the runs, bytes are what the line
 carried (counters of its interface, so that every header and every packet on its way is in). Compared are
 
-    capacity    our `capacity` (full, and capped at a quarter of 10 s of the line), iperf3 with one stream (the rule of
+    capacity    our `capacity` (full, and capped at a fifth of 10 s of the line), iperf3 with one stream (the rule of
                 ndt7: all bytes over all the time of one stream) and with eight, curl against nginx
     delay       our `round_trip` by STAMP, ICMP and TCP, ping, fping and irtt; a busy process shares the probe's core.
-                The emulated line is late by up to 0.1 ms itself, as busy as the machine happens to be: where it has
-                neither jitter nor loss, one more row is what it took in the same minutes by the kernel's stamps
+                Where the line has neither jitter nor loss, one more row is what the emulated line itself took in the
+                same minutes by the kernel's stamps
     load        our `responsiveness` beside flent's method: irtt while iperf3 fills the line with eight streams
 
 ndt7-client-go, librespeed-cli and netperf (flent's own load) are in no registry that a Debian machine reaches.
@@ -50,7 +50,8 @@ PACKETS, INTERVAL_S, CONNECT_INTERVAL_S = 100, 0.02, 0.05
 TIME_OUT_S = 2.0
 ECHO_PAYLOAD_BYTES = 56  # ping's and fping's
 BITS = 8
-CAPPED_SHARE = 0.25
+# Of payload; with all headers, and with what is sent twice, it has to be less than a quarter of the line's bytes.
+CAPPED_SHARE = 0.2
 MS = 1e3
 
 
@@ -168,7 +169,7 @@ def ours(site: Site, way: Direction, seconds: float, **more: object) -> tuple[fl
 
 
 def ours_capped(site: Site, way: Direction, seconds: float) -> tuple[float, float]:
-    """A quarter of what 10 s of the line would cost."""
+    """A fifth of what 10 s of the line would bring."""
     cap_bytes = int(site.profile.rate_bps(way) * 10 / BITS * CAPPED_SHARE)
     return ours(site, way, seconds, mode="capped", max_bytes=cap_bytes)
 

@@ -55,3 +55,15 @@ def test_a_quarter_of_the_bytes_is_enough(profile: str, direction: Direction) ->
         values = values_of(site, direction=direction, mode="capped", max_bytes=max_bytes)
     assert values["capacity_bps"] == pytest.approx(expected_bps, rel=0.08)
     assert values["transferred_bytes"] <= max_bytes
+
+
+def test_a_cap_that_a_far_line_was_never_full_for_tells_its_rate() -> None:
+    """600 ms away, a quarter of the bytes: what is no lower bound is within 8 %, as one of three runs is at least."""
+    with Site("satellite") as site:
+        expected_bps = site.profile.expected_capacity_bps("download")
+        max_bytes = int(expected_bps / 8 * 2.5)
+        runs = [values_of(site, direction="download", mode="capped", max_bytes=max_bytes) for _ in range(3)]
+    figures_bps = [values["capacity_bps"] for values in runs if not values["lower_bound"]]
+    assert figures_bps
+    assert figures_bps == pytest.approx([expected_bps] * len(figures_bps), rel=0.08)
+    assert all(values["whole_transfer_bps"] < expected_bps / 2 for values in runs)

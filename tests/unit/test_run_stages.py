@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from bulk_rig import order
 
-from probe.flows.bulk.estimate import GAIN_RATIO_MIN, Advice, CapacityEstimator, StopReason
+from probe.flows.bulk.estimate import GAIN_RATIO_MIN, SAMPLE_PERIOD_S, Advice, CapacityEstimator, StopReason
 from probe.flows.bulk.run import Run
 from probe.flows.bulk.stream import Order, StreamState
 from probe.flows.bulk.stream_upload import UploadStream
@@ -188,3 +188,12 @@ def test_it_stays_there_when_bytes_do_not_just_flow(rig: Rig) -> None:
     rig.run._roster.flowing = []
     rig.pass_by(0.5, QUEUED_S)
     assert rig.run._phase().queue_s == 0
+
+
+@pytest.mark.parametrize(
+    ("rig", "periods"), [({}, 2), ({"max_bytes": 1 << 40}, 1)], ids=["no limit", "a cap"], indirect=["rig"]
+)
+def test_only_a_cap_is_sampled_closely_to_the_end(rig: Rig, periods: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its trains of packets may be all that tells the rate; else half as many samples do once it is calm."""
+    monkeypatch.setattr(Estimator, "is_calm", True)
+    assert rig.run._period_s == periods * SAMPLE_PERIOD_S

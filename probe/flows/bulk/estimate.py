@@ -10,9 +10,11 @@ import bisect
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, StrEnum, auto
 from typing import Final
+
+from probe.flows.bulk.trains import idle_share, inside_trains, intervals, mean_rate_bps
 
 SAMPLE_PERIOD_S: Final = 0.05
 
@@ -31,6 +33,8 @@ _RISE_RATIO: Final = 1.15
 # On a long path 200 ms batches hold one or two round trips only and their scatter is not the line's.
 _LONG_RTT_S: Final = 0.1
 _LONG_BATCH_S: Final = 0.4
+# A full line has something to carry at any time, but for what a lost packet or the radio holds up.
+_IDLE_SHARE_MAX: Final = 0.1
 _PRECISE_RATIO: Final = 0.03
 _PRECISE_AFTER_S: Final = 1.0
 _PRECISE_AFTER_RTTS: Final = 6.0
@@ -180,6 +184,29 @@ class CapacityEstimator:
             confidence_ratio=self._confidence_ratio(since_s, now_s),
             is_lower_bound=False,
             steady_s=now_s - since_s,
+        )
+
+    def capped_estimate(self, rtt_s: float) -> Estimate:
+        """The same after a cap, before which a long path may not have been full: then trains of packets tell.
+
+        `confidence_ratio` is then of the trains' rate and `steady_s` their length.
+        """
+        plain = self.estimate()
+        if rtt_s <= _LONG_RTT_S:
+            return plain
+        # From the moment on that is judged; before it, slow start leaves the line idle between its bursts.
+        first = bisect.bisect_left(self._times_s, self._steady_since_s or 0.0)
+        was_full = idle_share(intervals(self._times_s[first:], self._bytes[first:])) < _IDLE_SHARE_MAX
+        if was_full and not plain.is_lower_bound:
+            return plain
+        inside = inside_trains(intervals(self._times_s, self._bytes))
+        if inside is None or mean_rate_bps(inside) < plain.capacity_bps:
+            return replace(plain, is_lower_bound=True)
+        return Estimate(
+            capacity_bps=mean_rate_bps(inside),
+            confidence_ratio=confidence_ratio([part.rate_bps for part in inside]),
+            is_lower_bound=False,
+            steady_s=math.fsum(part.length_s for part in inside),
         )
 
     def curve(self, step_s: float) -> tuple[tuple[float, float], ...]:

@@ -138,7 +138,7 @@ class Run:
         if self._allowance.is_empty and not is_seen:
             return _LAST_PERIOD_S
         is_calm = self._estimator.is_calm and self._roster.flowing and self._watch is _NOBODY
-        return _CALM_PERIOD_S if is_calm else SAMPLE_PERIOD_S
+        return _CALM_PERIOD_S if is_calm and not self._is_capped else SAMPLE_PERIOD_S
 
     @property
     def _is_over(self) -> bool:
@@ -360,8 +360,9 @@ class Run:
         began_s = self._began_s or 0.0
         transfer_s = self._estimator.last_s
         everyone = self._roster.everyone
+        estimator = self._estimator
         return Transfer(
-            estimate=self._estimator.estimate(),
+            estimate=estimator.capped_estimate(self._rtt_s) if self._is_capped else estimator.estimate(),
             stopped_by=reason,
             streams=self._roster.carrying,
             streams_failed=self._roster.failed,
