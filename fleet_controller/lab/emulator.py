@@ -87,7 +87,6 @@ class Way:
     stamps: EntryStamps
     write_errors: int = 0
     _refused_versions: frozenset[int] = frozenset()
-    _offered_ns: int = 0
 
     def __post_init__(self) -> None:
         """Know what vanishes."""
@@ -105,12 +104,10 @@ class Way:
                 self.line.offer(frame, self._entered_ns(frame, now_ns))
 
     def _entered_ns(self, frame: bytes, now_ns: int) -> int:
-        """When the line begins to know of a frame that was read now; never before the last one."""
+        """When a frame that was read now entered the source device, or seems to have."""
         entered_ns = self.stamps.entered_ns(frame, now_ns)
-        if entered_ns is not None:
-            now_ns = entered_ns + READING_NS  # a delivery is that much early, for those that have no stamp
-        self._offered_ns = max(self._offered_ns, now_ns)
-        return self._offered_ns
+        # What reading takes is in what every packet is delivered early by: whose moment is known gets it back.
+        return now_ns if entered_ns is None else entered_ns + READING_NS
 
     def _admits(self, frame: bytes, now_ns: int) -> bool:
         """Whether the line carries such a packet at all. Fragments are not made: too long is too long."""

@@ -3,12 +3,13 @@
 The process that carries the line's packets reads one when it has woken up, on a virtual machine 40 to 200 microseconds
 after it was sent: more than the round trips that are measured over the line may be wrong by. A packet socket on the
 device gets a copy of each packet, with the moment at which the kernel handed it to the device. Delay is measured with
-short packets; those of a running TCP connection come in masses, and their moment to the microsecond matters to nobody.
+short packets; those of a running TCP connection come in masses, and are left out.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import socket
 import struct
 import time
@@ -19,11 +20,14 @@ from fleet_controller.lab.packets import VNET_HEADER_BYTES, is_of_running_tcp
 
 _LONGEST_BYTES: Final = 256
 _FRAME_BYTES_MAX: Final = _LONGEST_BYTES + VNET_HEADER_BYTES
-# The stamp is of the wall clock: where that was stepped meanwhile, it is of no use.
+# The stamp is of the wall clock: where that was stepped meanwhile, it is of no use. What comes while others are read is
+# younger than the moment at which reading began.
+_AGE_NS_MIN: Final = -1_000_000
 _AGE_NS_MAX: Final = 50_000_000
 _RECEIVE_BUFFER_BYTES: Final = 1 << 20
 _ALL_PROTOCOLS: Final = 3  # linux/if_ether.h
-_SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h, this and the next
+_SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h, this and the next two
+_SO_RCVBUFFORCE: Final = 33
 _SO_TIMESTAMPNS_NEW: Final = 64
 _STAMP: Final = struct.Struct("qq")
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_STAMP.size)
@@ -69,11 +73,11 @@ class EntryStamps:
         program = struct.pack("HP", len(_PROGRAM), ctypes.addressof(code))  # struct sock_fprog
         with entered(namespace):
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
-        self._socket.setblocking(False)  # noqa: FBT003 - the socket API takes it so
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS_NEW, 1)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
         try:
+            self._socket.setblocking(False)  # noqa: FBT003 - the socket API takes it so
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS_NEW, 1)
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
             self._socket.bind((device, _ALL_PROTOCOLS))
         except OSError:
             self._socket.close()
@@ -88,16 +92,15 @@ class EntryStamps:
             packet, stamp_ns = found
             if packet == wanted:  # others did not come through the device
                 age_ns = time.time_ns() - (time.monotonic_ns() - read_ns) - stamp_ns
-                return read_ns - age_ns if 0 <= age_ns <= _AGE_NS_MAX else None
+                return read_ns - age_ns if _AGE_NS_MIN <= age_ns <= _AGE_NS_MAX else None
         return None
 
     def _next(self) -> tuple[bytes, int] | None:
         try:
             packet, ancillary, _, _ = self._socket.recvmsg(_LONGEST_BYTES, _ANCILLARY_BYTES)
-        except BlockingIOError:
-            return None
-        except OSError:  # said once when the device is down
-            return self._next()
+        except OSError as error:
+            # That the device went down is said once, before what came since it is up again.
+            return self._next() if error.errno == errno.ENETDOWN else None
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS_NEW:
                 seconds, nanoseconds = _STAMP.unpack(content)

@@ -87,10 +87,15 @@ class Line:
         self._travelling: deque[tuple[int, int, int, bytes]] = deque()
         self._held: list[tuple[int, int, int, bytes]] = []
         self._free_ns = 0
+        self._offered_ns = 0
         self._remainder = 0
 
     def offer(self, frame: bytes, now_ns: int) -> bool:
-        """Put a frame at the end of the buffer; False when it, or the end of a super-packet, did not fit."""
+        """Put a frame at the end of the buffer; False when it, or the end of a super-packet, did not fit.
+
+        One that came before the last one is taken to have come with it.
+        """
+        now_ns = self._offered_ns = max(now_ns, self._offered_ns)
         self._serve(now_ns)
         packets, size_bytes = packets_of(frame), wire_bytes(frame)
         self.counters.offered += packets

@@ -43,9 +43,11 @@ def header_bytes(frame: bytes) -> int:
 
 
 def is_of_running_tcp(frame: bytes) -> bool:
-    """Whether it is a TCP segment without SYN. IPv6 extension headers are not followed."""
-    protocol = frame[_IP_AT + (9 if ip_version(frame) == _IPV4 else 6)]
-    return protocol == _TCP and not frame[_IP_AT + _ip_header_bytes(frame) + 13] & _SYN
+    """Whether it is a TCP segment without SYN, or a fragment too short to tell. IPv6 extension headers hide it."""
+    if frame[_IP_AT + (9 if ip_version(frame) == _IPV4 else 6)] != _TCP:
+        return False
+    flags_at = _IP_AT + _ip_header_bytes(frame) + 13
+    return flags_at >= len(frame) or not frame[flags_at] & _SYN
 
 
 def packets_of(frame: bytes) -> int:

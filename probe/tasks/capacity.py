@@ -75,10 +75,10 @@ class CurveSample(Sample, frozen=True):
 class CapacityValues(Values, frozen=True):
     """What one transfer showed.
 
-    `capacity_bps` is the steady TCP payload rate; with `lower_bound` the end came before the plateau and the line may
-    do more. `confidence_ratio` is the half width of the 95 % interval over the mean. `stopped_by` is one of
-    confident, steady_time, max_duration, max_bytes, whole_file. Bytes and times are of the payload and from the first
-    request on.
+    `capacity_bps` is the steady TCP payload rate, or that of packet trains; with `lower_bound` the line was never seen
+    to be full and may do more. Both without a steady part: `steady_s` is 0. `confidence_ratio` is the half width of the
+    95 % interval over the mean. `stopped_by` is one of confident, steady_time, max_duration, max_bytes, whole_file.
+    Bytes and times are of the payload and from the first request on.
     `streams` were alive at the end, or about to be followed by another. `delay_min_s` is the smallest round trip that
     TCP saw. `retransmitted_bytes` is known for uploads. `congestion_control` is the sender's algorithm: for downloads
     the peer's, if it says so. `tls_version` and `tls_cipher` are there when the peer demands TLS.

@@ -27,7 +27,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,20 +224,25 @@ def round_trip(method: str) -> Tool:
     return run
 
 
-def ping(site: Site, way: Direction, seconds: float) -> float:
+def ping(site: Site, way: Direction, seconds: float) -> float | None:
     """Its own figures of each packet; the median of them."""
     del way, seconds
     done = site.run_near(["ping", "-n", "-c", str(PACKETS), "-i", str(INTERVAL_S), "-s", "56", PEER_V4])
-    return statistics.median(float(found) / MS for found in re.findall(r"time=([0-9.]+) ms", done.stdout))
+    return median_ms_in_s(re.findall(r"time=([0-9.]+) ms", done.stdout))
 
 
-def fping(site: Site, way: Direction, seconds: float) -> float:
+def fping(site: Site, way: Direction, seconds: float) -> float | None:
     """The same; without a time-out of its own it waits for an answer no longer than from one packet to the next."""
     del way, seconds
     period_ms, time_out_ms = str(int(INTERVAL_S * MS)), str(int(TIME_OUT_S * MS))
     done = site.run_near(["fping", "-q", "-C", str(PACKETS), "-p", period_ms, "-t", time_out_ms, PEER_V4])
     said = done.stderr.strip().rpartition(":")[2].split()
-    return statistics.median(float(word) / MS for word in said if word != "-")
+    return median_ms_in_s([word for word in said if word != "-"])
+
+
+def median_ms_in_s(words: Sequence[str]) -> float | None:
+    """Of milliseconds as they were printed; absent when there are none."""
+    return statistics.median(float(word) / MS for word in words) if words else None
 
 
 def irtt(site: Site, way: Direction, seconds: float) -> float | None:

@@ -66,4 +66,3 @@ def test_a_cap_that_a_far_line_was_never_full_for_tells_its_rate() -> None:
     figures_bps = [values["capacity_bps"] for values in runs if not values["lower_bound"]]
     assert figures_bps
     assert figures_bps == pytest.approx([expected_bps] * len(figures_bps), rel=0.08)
-    assert all(values["whole_transfer_bps"] < expected_bps / 2 for values in runs)

@@ -70,6 +70,18 @@ def test_packets_offered_together_leave_one_after_another_in_order() -> None:
     assert [got[-1] for _, got in seen] == [0, 1, 2, 3, 4]
 
 
+def test_what_came_before_the_last_one_came_with_it() -> None:
+    """Stamps tell of an earlier moment than that of a packet which has none: order and tokens stay as they are."""
+    emulated = line()
+    emulated.offer(frame(mark=1), 10 * MS)
+    emulated.offer(frame(mark=2), 4 * MS)
+    assert [(moment, mark_of(got)) for moment, got in arrivals(emulated, S)] == [(11 * MS, 1), (12 * MS, 2)]
+    policed = line(policer_burst_bytes=2 * PACKET_BYTES)
+    policed.offer(frame(mark=1), 10 * MS)
+    policed.offer(frame(mark=2), 4 * MS)
+    assert [(moment, mark_of(got)) for moment, got in arrivals(policed, S)] == [(10 * MS, 1), (10 * MS, 2)]
+
+
 def test_the_rate_is_exact_where_a_packet_takes_a_fraction_of_a_nanosecond() -> None:
     """Over 30,000 packets the rate is right to the nanosecond: remainders are carried on."""
     emulated = line(rate_bps=7_000_000_001, buffer_s=10.0)

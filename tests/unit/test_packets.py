@@ -140,6 +140,7 @@ def test_what_opens_a_connection_is_not_of_a_running_one(version: int) -> None:
     assert is_of_running_tcp(super_packet(version, b"payload", flags=ACK | PSH | FIN))
     assert not is_of_running_tcp(super_packet(version, b"", flags=SYN))
     assert not is_of_running_tcp(super_packet(version, b"", flags=SYN | ACK))
+    assert is_of_running_tcp(super_packet(version, b"", flags=SYN)[: VNET_HEADER_BYTES + IP_BYTES[version] + 13])
     of_udp = bytearray(super_packet(version, b"", flags=ACK))
     of_udp[VNET_HEADER_BYTES + {4: 9, 6: 6}[version]] = 17
     assert not is_of_running_tcp(bytes(of_udp))

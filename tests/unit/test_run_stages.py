@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from bulk_rig import order
 
-from probe.flows.bulk.estimate import GAIN_RATIO_MIN, SAMPLE_PERIOD_S, Advice, CapacityEstimator, StopReason
+from probe.flows.bulk.estimate import GAIN_RATIO_MIN, SAMPLE_PERIOD_S, Advice, CapacityEstimator, Estimate, StopReason
 from probe.flows.bulk.run import Run
 from probe.flows.bulk.stream import Order, StreamState
 from probe.flows.bulk.stream_upload import UploadStream
@@ -197,3 +197,29 @@ def test_only_a_cap_is_sampled_closely_to_the_end(rig: Rig, periods: int, monkey
     """Its trains of packets may be all that tells the rate; else half as many samples do once it is calm."""
     monkeypatch.setattr(Estimator, "is_calm", True)
     assert rig.run._period_s == periods * SAMPLE_PERIOD_S
+
+
+CAPPED = {"max_bytes": 1 << 40}
+OF_TRAINS = Estimate(24e6, 0.01, is_lower_bound=False, steady_s=0.0)
+
+
+@pytest.mark.parametrize(
+    ("rig", "reason", "by_window", "asked"),
+    [
+        (CAPPED, StopReason.MAX_BYTES, False, True),
+        (CAPPED, StopReason.MAX_DURATION, False, True),
+        (CAPPED, StopReason.CONFIDENT, False, False),
+        (CAPPED, StopReason.MAX_BYTES, True, False),  # our own windows pace the peer
+        ({"file_bytes": 1 << 40}, StopReason.MAX_DURATION, False, False),
+        ({}, StopReason.MAX_DURATION, False, False),
+    ],
+    ids=["bytes", "time", "confident", "by window", "a file", "full"],
+    indirect=["rig"],
+)
+def test_trains_are_asked_where_a_cap_came_first(
+    rig: Rig, reason: StopReason, by_window: bool, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who knows the rate by then, or may take the time to, needs no trains."""
+    monkeypatch.setattr(Estimator, "capped_estimate", lambda _estimator, _rtt_s: OF_TRAINS)
+    rig.run._allowance.by_window = by_window
+    assert (rig.run._estimate(reason) is OF_TRAINS) is asked

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from probe.flows.bulk.estimate import SAMPLE_PERIOD_S, CapacityEstimator
-from probe.flows.bulk.trains import Interval, idle_share, inside_trains, intervals, mean_rate_bps
+from probe.flows.bulk.trains import Interval, inside_trains, intervals, mean_rate_bps, waits_for_windows
 
 MBIT = 1_000_000
 RTT_S = 0.6
@@ -28,11 +29,28 @@ def in_trains(busy_s: float, line: Rate = lambda _: LINE_BPS) -> Rate:
     return lambda time_s: line(time_s) if time_s % RTT_S < busy_s else 0.0
 
 
-def followed(rate: Rate, lasting_s: float, rtt_s: float = RTT_S, scatter_ratio: float = 0.0) -> CapacityEstimator:
-    """An estimator that saw it, with samples at about every 50 ms."""
-    chance, estimator, time_s, came_bytes = random.Random(7), CapacityEstimator(), 0.0, 0.0  # noqa: S311 - no secret
+def in_longer_trains(first_s: float, more_s: float) -> Rate:
+    """As fast as the line, for so much longer in each round trip than in the one before."""
+    return lambda time_s: LINE_BPS if time_s % RTT_S < first_s + more_s * (time_s // RTT_S) else 0.0
+
+
+def in_growing_trains(first_s: float, growth: float) -> Rate:
+    """As fast as the line, in each round trip for so many times as long as in the one before: 2 is slow start."""
+    return lambda time_s: LINE_BPS if time_s % RTT_S < first_s * growth ** (time_s // RTT_S) else 0.0
+
+
+def followed(
+    rate: Rate,
+    lasting_s: float,
+    rtt_s: float = RTT_S,
+    scatter_ratio: float = 0.0,
+    jitter_ratio: float = 0.1,
+    seed: int = 7,
+) -> CapacityEstimator:
+    """An estimator that saw it, with samples about every 50 ms."""
+    chance, estimator, time_s, came_bytes = random.Random(seed), CapacityEstimator(), 0.0, 0.0  # noqa: S311 - no secret
     while time_s < lasting_s:
-        period_s = SAMPLE_PERIOD_S * (1 + chance.uniform(-0.1, 0.1))
+        period_s = SAMPLE_PERIOD_S * (1 + chance.uniform(-1, 1) * jitter_ratio)
         for _ in range(10):
             time_s += period_s / 10
             came_bytes += rate(time_s) * (1 + chance.uniform(-1, 1) * scatter_ratio) * period_s / 10 / 8
@@ -41,77 +59,130 @@ def followed(rate: Rate, lasting_s: float, rtt_s: float = RTT_S, scatter_ratio: 
     return estimator
 
 
-@pytest.mark.parametrize("busy_s", [0.25, 0.4])
-def test_trains_tell_the_line_s_rate(busy_s: float) -> None:
-    """A line that is busy for less than half, or for two thirds, of each round trip: its rate, and no lower bound."""
-    estimator = followed(in_trains(busy_s), 6.0, scatter_ratio=0.2)
+@pytest.mark.parametrize(("first_s", "more_s"), [(0.2, 0.01), (0.3, 0.02)])
+@pytest.mark.parametrize("seed", range(5))
+def test_trains_tell_the_line_s_rate(first_s: float, more_s: float, seed: int) -> None:
+    """A line that is busy for half, or for two thirds, of each round trip: its rate, and no lower bound."""
+    estimator = followed(in_longer_trains(first_s, more_s), 6.0, scatter_ratio=0.2, seed=seed)
     assert estimator.estimate().capacity_bps < 0.75 * LINE_BPS
     estimate = estimator.capped_estimate(RTT_S)
     assert estimate.capacity_bps == pytest.approx(LINE_BPS, rel=0.03)
     assert not estimate.is_lower_bound
     assert estimate.confidence_ratio is not None
     assert estimate.confidence_ratio < 0.05
-    assert 0.4 <= estimate.steady_s < 6.0 * busy_s / RTT_S
+    assert estimate.steady_s == 0
 
 
 def test_a_ramp_in_trains_that_get_longer_tells_it_too() -> None:
     """Slow start of an unpaced sender: the trains double in length, and a cap ends it before any plateau."""
-    estimator = followed(lambda time_s: LINE_BPS if time_s % RTT_S < 0.08 * 2 ** (time_s // RTT_S) else 0.0, 2.4)
+    estimator = followed(in_growing_trains(0.08, 2), 2.4)
     assert estimator.estimate().is_lower_bound
     estimate = estimator.capped_estimate(RTT_S)
     assert estimate.capacity_bps == pytest.approx(LINE_BPS, rel=0.03)
 
 
-def test_a_ramp_whose_trains_get_faster_is_a_lower_bound() -> None:
-    """Slow start of a paced sender: half of each round trip, twice as fast in the next one."""
-    ramp = in_trains(0.3, lambda time_s: MBIT * 2 ** (time_s // RTT_S))
-    estimate = followed(ramp, 3.5).capped_estimate(RTT_S)
+@pytest.mark.parametrize("growth", [2.0, 1.5, 1.15])
+@pytest.mark.parametrize("seed", range(5))
+def test_trains_that_get_faster_are_a_lower_bound(growth: float, seed: int) -> None:
+    """Of a paced sender: half of each round trip, in the next one faster; in slow start twice as fast."""
+    faster = in_trains(0.3, lambda time_s: MBIT * growth ** (time_s // RTT_S))
+    estimate = followed(faster, 4.0, scatter_ratio=0.1, seed=seed).capped_estimate(RTT_S)
     assert estimate.is_lower_bound
-    assert estimate.capacity_bps <= 32 * MBIT
+    assert estimate.capacity_bps <= MBIT * growth**7
 
 
-def test_windows_that_are_spread_over_the_round_trip_are_no_trains() -> None:
-    """A paced sender leaves a sixth of the time: the figure is its mean, and a lower bound."""
-    estimate = followed(in_trains(RTT_S * 5 / 6), 9.0).capped_estimate(RTT_S)
-    assert estimate.capacity_bps == pytest.approx(LINE_BPS * 5 / 6, rel=0.05)
+@pytest.mark.parametrize("busy_s", [0.15, 0.3, 0.45, 0.5])
+@pytest.mark.parametrize("seed", range(5))
+def test_trains_that_never_grow_are_a_lower_bound(busy_s: float, seed: int) -> None:
+    """A window that stays as it is, spread over a part of the round trip: how fast it comes is the sender's choice."""
+    estimate = followed(in_trains(busy_s), 9.0, scatter_ratio=0.1, seed=seed).capped_estimate(RTT_S)
     assert estimate.is_lower_bound
+    assert estimate.capacity_bps < 0.95 * LINE_BPS
+    assert (estimate.steady_s, estimate.confidence_ratio) == (0, None)
 
 
-def test_a_full_line_is_left_as_it_is() -> None:
-    """Never idle once it is judged: the same with and without a cap, though slow start came in trains."""
-    estimator = followed(lambda time_s: LINE_BPS if time_s > 2 else in_trains(0.1)(time_s), 8.0, scatter_ratio=0.3)
-    assert estimator.capped_estimate(RTT_S) == estimator.estimate()
+@pytest.mark.parametrize("seed", range(5))
+def test_a_full_line_is_left_as_it_is(seed: int) -> None:
+    """Never idle once it is judged: the same with and without a cap, though it came in trains until it was full."""
+    estimator = followed(in_growing_trains(0.1, 1.3), 6.9, scatter_ratio=0.05, seed=seed)
+    assert waits_for_windows(intervals(estimator._times_s, estimator._bytes), RTT_S)
     assert not estimator.estimate().is_lower_bound
+    assert estimator.capped_estimate(RTT_S) == estimator.estimate()
 
 
 def test_on_a_short_path_gaps_are_the_line_s_own() -> None:
-    """Windows of 20 ms make no gaps of 200: radio that stands still at times is slower than its bursts."""
-    estimator = followed(in_trains(0.3), 6.0, rtt_s=0.02)
-    assert estimator.capped_estimate(0.02) == estimator.estimate()
+    """Radio that stands still for 50 ms of each 100: the mean is the figure, and no lower bound."""
+    estimator = followed(lambda time_s: LINE_BPS if time_s % 0.1 < 0.05 else 0.0, 6.0, rtt_s=0.08, jitter_ratio=0.0)
+    assert waits_for_windows(intervals(estimator._times_s, estimator._bytes), 0.08)
+    assert estimator.capped_estimate(0.08) == estimator.estimate()
+    assert not estimator.estimate().is_lower_bound
 
 
-def test_few_or_short_trains_show_nothing() -> None:
-    """Two are a chance; of one that lasts three intervals only the middle one counts."""
-    long, short = [24 * MBIT] * 10, [24 * MBIT] * 3
-    gap = [0.0] * 8
-    assert inside_trains(parts(*long, *gap, *long)) is None
-    assert inside_trains(parts(*short, *gap, *short, *gap, *short)) is None
-    assert inside_trains(parts(*long, *gap, *long, *gap, *long)) is not None
+def test_after_a_burst_that_was_left_out_trains_tell_nothing() -> None:
+    """What comes in gaps fills a token bucket up again: the trains are as fast as its burst, not as its rate."""
+    estimator = followed(in_longer_trains(0.3, 0.02), 6.0)
+    assert estimator.capped_estimate(RTT_S) != estimator.estimate()
+    estimator._burst_left_out = True
+    assert estimator.capped_estimate(RTT_S) == estimator.estimate()
+
+
+def test_radio_that_stalls_is_no_window() -> None:
+    """Half a second of silence each 1.5 s on a path of 120 ms: the mean is the figure, and no lower bound."""
+    estimator = followed(lambda time_s: LINE_BPS if time_s % 1.5 < 1.0 else 0.0, 9.0, rtt_s=0.12)
+    assert estimator.capped_estimate(0.12) == estimator.estimate()
+    assert not estimator.estimate().is_lower_bound
+
+
+def trains(lengths: Sequence[int], gap: int, rates_mbit: Sequence[float] | None = None) -> list[Interval]:
+    """Trains of so many intervals, with gaps in between."""
+    rates = [24.0] * len(lengths) if rates_mbit is None else rates_mbit
+    shapes = zip(lengths, rates, strict=True)
+    return parts(*itertools.chain.from_iterable([rate * MBIT] * length + [0.0] * gap for length, rate in shapes))
+
+
+@pytest.mark.parametrize(
+    ("seen", "rtt_s", "shows"),
+    [
+        (trains([8, 11, 11], 8), 0.6, True),
+        (trains([8, 11], 8), 1.0, False),
+        (trains([3, 3, 5], 8), 0.6, False),
+        (trains([8, 8, 9], 8), 0.6, False),
+        (trains([8, 11, 11], 2), 0.6, False),
+        (trains([4, 4, 5, 5, 5, 5, 5, 5, 6, 6], 8), 0.35, False),
+        (trains([4, 4, 5, 5, 5, 5, 5, 5, 6, 6], 8), 0.45, True),
+        (trains([18, 18, 24], 11), 0.6, False),
+        (trains([18, 18, 24], 11), 1.1, True),
+        (trains([8, 9, 11, 8, 9, 11], 8, [24, 21, 27, 24, 20.5, 27.5]), 0.6, False),
+        (trains([8, 9, 11, 8, 9, 11], 8, [20, 20, 20, 24, 24, 24]), 0.6, False),
+        (trains([8, 9, 11, 8, 9, 11], 8, [22, 22, 22, 24, 24, 24]), 0.6, True),
+    ],
+    ids=[
+        *("trains", "two are a chance", "too short in sum", "they hardly grew", "hardly ever idle"),
+        *("gaps longer than a round trip", "and shorter", "seldom", "and not so seldom"),
+        *("the last ones differ", "the second half is faster", "and hardly faster"),
+    ],
+)
+def test_what_makes_trains(seen: list[Interval], rtt_s: float, shows: bool) -> None:
+    """Enough of them, long enough, all as fast, growing, about a round trip apart."""
+    assert (inside_trains(seen, rtt_s) is not None) is shows
 
 
 def test_the_ends_of_a_train_do_not_count() -> None:
     """Its first and last interval began before it, or ended after it."""
-    train = [18 * MBIT, *[24 * MBIT] * 6, 20 * MBIT]
-    inside = inside_trains(parts(*[*train, 0.0, 0.0, 0.0, 0.0] * 3))
+    seen = [[18 * MBIT, *[24 * MBIT] * count, 20 * MBIT, *[0.0] * 4] for count in (4, 6, 7)]
+    inside = inside_trains(parts(*itertools.chain.from_iterable(seen)), RTT_S)
     assert inside is not None
     assert mean_rate_bps(inside) == pytest.approx(24 * MBIT)
 
 
 def test_what_is_idle_is_between_trains() -> None:
     """Before the first and after the last one nobody had asked for anything yet, or any more."""
-    assert idle_share(parts(0.0, 0.0, 5 * MBIT, 0.0, 5 * MBIT, 5 * MBIT, 0.0)) == pytest.approx(1 / 4)
-    assert idle_share(parts(0.0, 0.0)) == 0
-    assert idle_share([]) == 0
+    silence, train = [0.0] * 20, [5 * MBIT] * 10
+    assert waits_for_windows(parts(*train, 0.0, 0.0, *train), RTT_S)
+    assert not waits_for_windows(parts(*train, 0.0, *train), RTT_S)  # 1 of 21
+    assert not waits_for_windows(parts(*silence, *train, 0.0, *train, *silence), RTT_S)
+    assert not waits_for_windows(parts(0.0, 0.0), RTT_S)
+    assert not waits_for_windows([], RTT_S)
 
 
 def test_samples_that_come_close_together_are_one_interval() -> None:
@@ -123,7 +194,17 @@ def test_samples_that_come_close_together_are_one_interval() -> None:
     assert sum(part.came_bytes for part in found) == pytest.approx(95, abs=1)
 
 
-@given(st.lists(st.integers(min_value=0, max_value=10_000_000), min_size=1, max_size=200))
+@st.composite
+def trains_of(draw: st.DrawFn) -> list[int]:
+    """Bytes of each interval: busy and idle ones by turns, for any lengths, at a few rates."""
+    came: list[int] = []
+    for _ in range(draw(st.integers(1, 8))):
+        rates = st.sampled_from((100_000, 90_000, 50_000, 10_000_000))
+        came += [draw(rates)] * draw(st.integers(1, 12)) + [0] * draw(st.integers(0, 14))
+    return came
+
+
+@given(st.one_of(trains_of(), st.lists(st.integers(min_value=0, max_value=10_000_000), min_size=1, max_size=200)))
 def test_any_counts_give_a_figure_between_nothing_and_the_fastest_interval(came: list[int]) -> None:
     """Never an exception, never more than was seen."""
     estimator, total = CapacityEstimator(), 0

@@ -2,6 +2,7 @@
 
 Pure arithmetic on (time, bytes) samples. The figure is the TCP payload rate of the steady part alone (RFC 6349 calls
 it the achievable TCP throughput; TR-143 its full-load window): nothing of the ramp is in it, and no correction factor.
+A cap may end it before a long path was full: then the trains of packets tell, those of the ramp too.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import bisect
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 from typing import Final
 
-from probe.flows.bulk.trains import idle_share, inside_trains, intervals, mean_rate_bps
+from probe.flows.bulk.trains import inside_trains, intervals, mean_rate_bps, waits_for_windows
 
 SAMPLE_PERIOD_S: Final = 0.05
 
@@ -33,8 +34,6 @@ _RISE_RATIO: Final = 1.15
 # On a long path 200 ms batches hold one or two round trips only and their scatter is not the line's.
 _LONG_RTT_S: Final = 0.1
 _LONG_BATCH_S: Final = 0.4
-# A full line has something to carry at any time, but for what a lost packet or the radio holds up.
-_IDLE_SHARE_MAX: Final = 0.1
 _PRECISE_RATIO: Final = 0.03
 _PRECISE_AFTER_S: Final = 1.0
 _PRECISE_AFTER_RTTS: Final = 6.0
@@ -86,7 +85,7 @@ class Estimate:
     """What the samples say.
 
     `confidence_ratio` is the half width of the 95 % interval over the mean, absent with too few batches.
-    `is_lower_bound`: the end came before the plateau, so the line may do more.
+    `is_lower_bound`: the line was never seen to be full, so it may do more.
     """
 
     capacity_bps: float
@@ -189,25 +188,21 @@ class CapacityEstimator:
     def capped_estimate(self, rtt_s: float) -> Estimate:
         """The same after a cap, before which a long path may not have been full: then trains of packets tell.
 
-        `confidence_ratio` is then of the trains' rate and `steady_s` their length.
+        Without a plateau there is no steady part, and `confidence_ratio` is of the trains' rate.
         """
         plain = self.estimate()
-        if rtt_s <= _LONG_RTT_S:
+        if rtt_s <= _LONG_RTT_S or self._burst_left_out:
             return plain
         # From the moment on that is judged; before it, slow start leaves the line idle between its bursts.
         first = bisect.bisect_left(self._times_s, self._steady_since_s or 0.0)
-        was_full = idle_share(intervals(self._times_s[first:], self._bytes[first:])) < _IDLE_SHARE_MAX
-        if was_full and not plain.is_lower_bound:
+        judged = intervals(self._times_s[first:], self._bytes[first:])
+        if not waits_for_windows(judged, rtt_s):
             return plain
-        inside = inside_trains(intervals(self._times_s, self._bytes))
-        if inside is None or mean_rate_bps(inside) < plain.capacity_bps:
-            return replace(plain, is_lower_bound=True)
-        return Estimate(
-            capacity_bps=mean_rate_bps(inside),
-            confidence_ratio=confidence_ratio([part.rate_bps for part in inside]),
-            is_lower_bound=False,
-            steady_s=math.fsum(part.length_s for part in inside),
-        )
+        inside = inside_trains(intervals(self._times_s, self._bytes), rtt_s)
+        if inside is None:
+            return Estimate(plain.capacity_bps, None, is_lower_bound=True, steady_s=0.0)
+        ratio = confidence_ratio([part.rate_bps for part in inside])
+        return Estimate(mean_rate_bps(inside), ratio, is_lower_bound=False, steady_s=0.0)
 
     def curve(self, step_s: float) -> tuple[tuple[float, float], ...]:
         """The rate of each step as (end of the step in seconds, bits per second)."""

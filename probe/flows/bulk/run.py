@@ -12,7 +12,7 @@ from typing import Final
 
 from probe.errors import MeasurementFailedError, NotRunError
 from probe.flows.bulk.allowance import Allowance
-from probe.flows.bulk.estimate import GAIN_RATIO_MIN, SAMPLE_PERIOD_S, Advice, CapacityEstimator, StopReason
+from probe.flows.bulk.estimate import GAIN_RATIO_MIN, SAMPLE_PERIOD_S, Advice, CapacityEstimator, Estimate, StopReason
 from probe.flows.bulk.pauses import PAUSE_FIRST_S, Lasting, Phase, first_pause_s, pause_s
 from probe.flows.bulk.result import Transfer as Transfer  # noqa: PLC0414 - others know it by this module
 from probe.flows.bulk.result import delay_min_s, tcp_facts
@@ -356,13 +356,19 @@ class Run:
         if least_s is not None:
             self._rtt_min_s = min(least_s, self._rtt_min_s or least_s)
 
+    def _estimate(self, reason: StopReason) -> Estimate:
+        """Trains of packets are asked only where a limit came first, and where the peer paces us: not our windows."""
+        ended_early = reason in (StopReason.MAX_BYTES, StopReason.MAX_DURATION)
+        if self._is_capped and ended_early and not self._allowance.by_window:
+            return self._estimator.capped_estimate(self._rtt_s)
+        return self._estimator.estimate()
+
     def _result(self, reason: StopReason, cpu_s: float) -> Transfer:
         began_s = self._began_s or 0.0
         transfer_s = self._estimator.last_s
         everyone = self._roster.everyone
-        estimator = self._estimator
         return Transfer(
-            estimate=estimator.capped_estimate(self._rtt_s) if self._is_capped else estimator.estimate(),
+            estimate=self._estimate(reason),
             stopped_by=reason,
             streams=self._roster.carrying,
             streams_failed=self._roster.failed,

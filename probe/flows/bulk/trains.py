@@ -7,8 +7,9 @@ nothing until the next one: the mean says what the windows are, and each train s
 long trains without foreign traffic is the capacity (Dovrolis, Ramanathan and Moore, "What do packet dispersion
 techniques measure?", INFOCOM 2001).
 
-Senders that spread a window over the round trip (pacing) make no trains, or faster ones each time: trains count only if
-the line stood still between them for much of the time, and if the last of them were all as fast.
+Other things make trains too. A sender that spreads its window over a part of the round trip (pacing) makes them as
+fast as the window is large; radio that stalls makes gaps, and its mean is what a user gets. So trains count only if the
+line stood still about once in each round trip and for much of the time, and if they got longer and not faster.
 """
 
 from __future__ import annotations
@@ -24,11 +25,18 @@ _INTERVAL_S_MIN: Final = 0.045
 # Half of all bytes come no faster than a rate that the line has in most trains; what is well below it is no train.
 _TRAIN_RATIO_MIN: Final = 0.7
 _IDLE_RATIO_MAX: Final = 0.1
-# Less than this may be chance, a stall of the radio for one; a paced sender leaves a sixth of the time.
-_IDLE_SHARE_MIN: Final = 0.25
+# Intervals that are idle only in part do not count: the line stands still for longer than this says.
+_IDLE_SHARE_MIN: Final = 0.05
+_IDLE_SHARE_OF_TRAINS_MIN: Final = 0.25
+# Of the round trips that passed: some gaps are too short to be seen.
+_GAPS_SHARE_MIN: Final = 0.5
 _TRAINS_MIN: Final = 3
-_LEVEL_RATIO: Final = 0.1
 _TRAINS_S_MIN: Final = 0.4
+# Of the last trains, and of the first half of them beside the second.
+_LEVEL_RATIO: Final = 0.1
+_LEVEL_RATIO_OF_HALVES: Final = 0.15
+# Bytes of the longest train against the shortest.
+_GROWTH_RATIO_MIN: Final = 1.3
 _BITS: Final = 8
 
 
@@ -43,6 +51,14 @@ class Interval:
     def rate_bps(self) -> float:
         """Its mean."""
         return self.came_bytes * _BITS / self.length_s
+
+
+@dataclass(frozen=True, slots=True)
+class _Train:
+    """What came between two gaps, and the intervals in the midst of it."""
+
+    came_bytes: float
+    inside: list[Interval]
 
 
 def intervals(times_s: Sequence[float], counts: Sequence[int]) -> list[Interval]:
@@ -60,27 +76,54 @@ def intervals(times_s: Sequence[float], counts: Sequence[int]) -> list[Interval]
     return found
 
 
-def idle_share(parts: Sequence[Interval]) -> float:
-    """Of the time between the first and the last train, how much the line had next to nothing to carry."""
+def waits_for_windows(parts: Sequence[Interval], rtt_s: float) -> bool:
+    """Whether the line had next to nothing to carry about once in a round trip, for a twentieth of the time or more."""
+    return _idle_share(parts, rtt_s) >= _IDLE_SHARE_MIN
+
+
+def inside_trains(parts: Sequence[Interval], rtt_s: float) -> list[Interval] | None:
+    """The intervals in the midst of trains, neither their first nor their last one; absent if they show no capacity."""
+    if _idle_share(parts, rtt_s) < _IDLE_SHARE_OF_TRAINS_MIN:
+        return None
+    trains = list(_trains(parts))
+    inside = _inside(trains)
+    if len(trains) < _TRAINS_MIN or _length_s(inside) < _TRAINS_S_MIN:
+        return None
+    return inside if _are_level(trains) and _have_grown(trains) else None
+
+
+def _are_level(trains: Sequence[_Train]) -> bool:
+    mean_bps = mean_rate_bps(_inside(trains))
+    half = len(trains) // 2
+    first_bps, second_bps = mean_rate_bps(_inside(trains[:half])), mean_rate_bps(_inside(trains[half:]))
+    last_bps = [mean_rate_bps(train.inside) for train in trains[-_TRAINS_MIN:]]
+    return (
+        all(abs(rate_bps / mean_bps - 1) <= _LEVEL_RATIO for rate_bps in last_bps)
+        and abs(first_bps / second_bps - 1) <= _LEVEL_RATIO_OF_HALVES
+    )
+
+
+def _have_grown(trains: Sequence[_Train]) -> bool:
+    """What has the same rate in short and in long trains is the line's: a paced sender's rate grows with its window."""
+    came_bytes = [train.came_bytes for train in trains]
+    return max(came_bytes) >= _GROWTH_RATIO_MIN * min(came_bytes)
+
+
+def _idle_share(parts: Sequence[Interval], rtt_s: float) -> float:
+    """Of the time between the first and the last train, what lies in gaps shorter than a round trip.
+
+    It is 0 if there are fewer of these than windows make.
+    """
     usual_bps = _usual_bps(parts)
     busy = [index for index, part in enumerate(parts) if _is_of_train(part, usual_bps)]
     if not busy:
         return 0.0
     between = parts[busy[0] : busy[-1] + 1]
-    return _length_s([part for part in between if part.rate_bps < _IDLE_RATIO_MAX * usual_bps]) / _length_s(between)
-
-
-def inside_trains(parts: Sequence[Interval]) -> list[Interval] | None:
-    """The intervals that lie within trains, neither their first nor their last one; absent if they show no capacity."""
-    if idle_share(parts) < _IDLE_SHARE_MIN:
-        return None
-    trains = list(_trains(parts))
-    inside = list(itertools.chain.from_iterable(trains))
-    if len(trains) < _TRAINS_MIN or _length_s(inside) < _TRAINS_S_MIN:
-        return None
-    mean_bps = mean_rate_bps(inside)
-    are_level = all(abs(mean_rate_bps(train) / mean_bps - 1) <= _LEVEL_RATIO for train in trains[-_TRAINS_MIN:])
-    return inside if are_level else None
+    groups = itertools.groupby(between, key=lambda part: part.rate_bps < _IDLE_RATIO_MAX * usual_bps)
+    gaps_s = [gap_s for is_gap, group in groups if is_gap and (gap_s := _length_s(list(group))) < rtt_s]
+    if len(gaps_s) < _GAPS_SHARE_MIN * _length_s(between) / rtt_s:
+        return 0.0
+    return math.fsum(gaps_s) / _length_s(between)
 
 
 def mean_rate_bps(parts: Sequence[Interval]) -> float:
@@ -88,12 +131,19 @@ def mean_rate_bps(parts: Sequence[Interval]) -> float:
     return math.fsum(part.came_bytes for part in parts) * _BITS / _length_s(parts)
 
 
-def _trains(parts: Sequence[Interval]) -> Iterator[list[Interval]]:
+def _inside(trains: Sequence[_Train]) -> list[Interval]:
+    return list(itertools.chain.from_iterable(train.inside for train in trains))
+
+
+def _trains(parts: Sequence[Interval]) -> Iterator[_Train]:
+    """Those that are long enough to have a midst."""
     usual_bps = _usual_bps(parts)
-    for is_of_train, group in itertools.groupby(parts, key=lambda part: _is_of_train(part, usual_bps)):
-        inside = list(group)[1:-1]
-        if is_of_train and inside:
-            yield inside
+    for is_gap, group in itertools.groupby(parts, key=lambda part: part.rate_bps < _IDLE_RATIO_MAX * usual_bps):
+        train = list(group)
+        threes = zip(train, train[1:], train[2:], strict=False)
+        inside = [three[1] for three in threes if all(_is_of_train(part, usual_bps) for part in three)]
+        if not is_gap and inside:
+            yield _Train(math.fsum(part.came_bytes for part in train), inside)
 
 
 def _is_of_train(part: Interval, usual_bps: float) -> bool:
