@@ -76,12 +76,15 @@ def _deepest_s(profile: LinkProfile, direction: Direction) -> float:
 def _steady_interval(seen: Seen) -> tuple[int, int]:
     """When the bytes of the steady part passed the serialiser, on CLOCK_MONOTONIC.
 
-    A lower bound has no steady part: its rate is that of the last 0.4 s. Without a curve, the whole run.
+    Without one, a lower bound is the rate of the last 0.4 s, and a rate of packet trains that of the whole transfer.
+    Without a curve, the whole run.
     """
     curve = seen.values.get("curve")
     if not curve:
         return seen.run.began_ns, seen.run.ended_ns
-    length_s = seen.values.get("steady_s") or min(seen.values["transfer_s"], _LOWER_BOUND_S)
+    transfer_s = seen.values["transfer_s"]
+    judged_s = min(transfer_s, _LOWER_BOUND_S) if seen.values["lower_bound"] else transfer_s
+    length_s = seen.values["steady_s"] or judged_s
     # The curve ends with its last whole step, the steady part with the last count: up to a step later.
     began_s = max(0.0, curve[0]["offset_s"] - _CURVE_STEP_S)
     return _interval(seen, began_s + seen.values["transfer_s"], length_s)

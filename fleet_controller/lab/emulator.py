@@ -106,7 +106,7 @@ class Way:
     def _entered_ns(self, frame: bytes, now_ns: int) -> int:
         """When a frame that was read now entered the source device, or seems to have."""
         entered_ns = self.stamps.entered_ns(frame, now_ns)
-        # What reading takes is in what every packet is delivered early by: whose moment is known gets it back.
+        # Every packet is delivered earlier by what reading usually takes; one whose moment is known must not be.
         return now_ns if entered_ns is None else entered_ns + READING_NS
 
     def _admits(self, frame: bytes, now_ns: int) -> bool:

@@ -1,6 +1,6 @@
 """The arithmetic of an emulated access line: when each packet leaves it, and which ones it loses.
 
-No clock and no socket here: time comes in as integer nanoseconds of any monotonic clock, in non-decreasing order.
+No clock and no socket here: time comes in as integer nanoseconds of any monotonic clock.
 """
 
 from __future__ import annotations

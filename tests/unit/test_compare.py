@@ -112,9 +112,11 @@ def test_loaded_delay_is_at_most_a_full_buffer_more() -> None:
     assert compared(falling, run)["delay_loaded"] == (near(idle_s + (0.1 + 1500 * BYTE_S) * 4), "at_most")
 
 
-@pytest.mark.parametrize(("steady_s", "expected_s"), [(1.5, 1.5), (0.0, 0.4)])
-def test_a_rate_is_compared_with_the_time_it_is_of(steady_s: float, expected_s: float) -> None:
-    """The steady part; a lower bound has none, and is the rate of the last 0.4 s."""
+@pytest.mark.parametrize(
+    ("steady_s", "lower_bound", "expected_s"), [(1.5, False, 1.5), (0.0, True, 0.4), (0.0, False, 2.0)]
+)
+def test_a_rate_is_compared_with_the_time_it_is_of(steady_s: float, lower_bound: bool, expected_s: float) -> None:
+    """The steady part. A lower bound has none, and is the rate of the last 0.4 s; nor has a rate of packet trains."""
     seen: list[float] = []
 
     class Noted(_Line):
@@ -124,6 +126,7 @@ def test_a_rate_is_compared_with_the_time_it_is_of(steady_s: float, expected_s: 
             return float(PLAIN.rate_bps(direction))
 
     values = {"capacity_bps": 4.8e6, "steady_s": steady_s, "transfer_s": 2.0, "curve": [{"offset_s": 2.0}]}
+    values["lower_bound"] = lower_bound
     run = run_of("capacity", values, direction="upload", ip_version="4")
     compare(cast("Site", _Site(PLAIN, Noted())), run, {})
     assert seen == [pytest.approx(expected_s)]
@@ -140,7 +143,7 @@ def test_the_steady_part_ends_with_the_last_count() -> None:
             return float(PLAIN.rate_bps(direction))
 
     curve = [{"offset_s": 0.5 + 0.1 * step} for step in range(1, 20)]  # the transfer began half a second after the run
-    values = {"capacity_bps": 4.8e6, "steady_s": 1.0, "transfer_s": 1.96, "curve": curve}
+    values = {"capacity_bps": 4.8e6, "lower_bound": False, "steady_s": 1.0, "transfer_s": 1.96, "curve": curve}
     run = run_of("capacity", values, direction="upload", ip_version="4")
     compare(cast("Site", _Site(PLAIN, Noted())), run, {})
     assert seen == [pytest.approx((1.46 - RTT_S, 2.46 - RTT_S))]

@@ -199,27 +199,31 @@ def test_only_a_cap_is_sampled_closely_to_the_end(rig: Rig, periods: int, monkey
     assert rig.run._period_s == periods * SAMPLE_PERIOD_S
 
 
-CAPPED = {"max_bytes": 1 << 40}
 OF_TRAINS = Estimate(24e6, 0.01, is_lower_bound=False, steady_s=0.0)
 
 
 @pytest.mark.parametrize(
-    ("rig", "reason", "by_window", "asked"),
+    ("rig", "by_window", "asked"),
     [
-        (CAPPED, StopReason.MAX_BYTES, False, True),
-        (CAPPED, StopReason.MAX_DURATION, False, True),
-        (CAPPED, StopReason.CONFIDENT, False, False),
-        (CAPPED, StopReason.MAX_BYTES, True, False),  # our own windows pace the peer
-        ({"file_bytes": 1 << 40}, StopReason.MAX_DURATION, False, False),
-        ({}, StopReason.MAX_DURATION, False, False),
+        ({"max_bytes": 1 << 40}, False, "with trains"),
+        ({"max_bytes": 1 << 40}, True, "without"),
+        ({"file_bytes": 1 << 40}, False, None),
+        ({}, False, None),
     ],
-    ids=["bytes", "time", "confident", "by window", "a file", "full"],
+    ids=["a cap", "a cap by windows", "a file", "no limit"],
     indirect=["rig"],
 )
-def test_trains_are_asked_where_a_cap_came_first(
-    rig: Rig, reason: StopReason, by_window: bool, asked: bool, monkeypatch: pytest.MonkeyPatch
+def test_only_a_cap_may_end_before_the_line_was_full(
+    rig: Rig, by_window: bool, asked: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who knows the rate by then, or may take the time to, needs no trains."""
-    monkeypatch.setattr(Estimator, "capped_estimate", lambda _estimator, _rtt_s: OF_TRAINS)
+    """Then trains tell, but for those that our own receive windows make."""
+    heard: list[str] = []
+
+    def capped_estimate(_estimator: Estimator, _rtt_s: float, *, may_use_trains: bool) -> Estimate:
+        heard.append("with trains" if may_use_trains else "without")
+        return OF_TRAINS
+
+    monkeypatch.setattr(Estimator, "capped_estimate", capped_estimate)
     rig.run._allowance.by_window = by_window
-    assert (rig.run._estimate(reason) is OF_TRAINS) is asked
+    assert (rig.run._estimate() is OF_TRAINS) is (asked is not None)
+    assert heard == ([] if asked is None else [asked])

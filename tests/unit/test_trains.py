@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probe.flows.bulk.estimate import SAMPLE_PERIOD_S, CapacityEstimator
@@ -88,17 +88,28 @@ def test_trains_that_get_faster_are_a_lower_bound(growth: float, seed: int) -> N
     faster = in_trains(0.3, lambda time_s: MBIT * growth ** (time_s // RTT_S))
     estimate = followed(faster, 4.0, scatter_ratio=0.1, seed=seed).capped_estimate(RTT_S)
     assert estimate.is_lower_bound
-    assert estimate.capacity_bps <= MBIT * growth**7
+    assert estimate.capacity_bps <= MBIT * growth**6 * 1.1
 
 
 @pytest.mark.parametrize("busy_s", [0.15, 0.3, 0.45, 0.5])
-@pytest.mark.parametrize("seed", range(5))
-def test_trains_that_never_grow_are_a_lower_bound(busy_s: float, seed: int) -> None:
-    """A window that stays as it is, spread over a part of the round trip: how fast it comes is the sender's choice."""
-    estimate = followed(in_trains(busy_s), 9.0, scatter_ratio=0.1, seed=seed).capped_estimate(RTT_S)
+@pytest.mark.parametrize("lasting_s", [9.0, 8.5, 8.6, 8.7, 8.8])
+def test_trains_that_never_grow_are_a_lower_bound(busy_s: float, lasting_s: float) -> None:
+    """A window that stays as it is, spread over a part of the round trip: how fast it comes is the sender's choice.
+
+    The last one may be cut short at any moment.
+    """
+    estimate = followed(in_trains(busy_s), lasting_s, scatter_ratio=0.1).capped_estimate(RTT_S)
     assert estimate.is_lower_bound
     assert estimate.capacity_bps < 0.95 * LINE_BPS
     assert (estimate.steady_s, estimate.confidence_ratio) == (0, None)
+
+
+def test_where_trains_may_not_be_used_an_idle_line_is_a_lower_bound() -> None:
+    """Its figure is the mean."""
+    estimator = followed(in_longer_trains(0.3, 0.02), 6.0)
+    estimate = estimator.capped_estimate(RTT_S, may_use_trains=False)
+    assert estimate.is_lower_bound
+    assert estimate.capacity_bps == estimator.estimate().capacity_bps
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -147,17 +158,20 @@ def trains(lengths: Sequence[int], gap: int, rates_mbit: Sequence[float] | None 
         (trains([8, 11], 8), 1.0, False),
         (trains([3, 3, 5], 8), 0.6, False),
         (trains([8, 8, 9], 8), 0.6, False),
+        (trains([11, 11, 8], 8), 0.6, False),
+        (trains([8, 8, 20, 8, 8, 20, 8], 8), 0.6, False),
         (trains([8, 11, 11], 2), 0.6, False),
-        (trains([4, 4, 5, 5, 5, 5, 5, 5, 6, 6], 8), 0.35, False),
-        (trains([4, 4, 5, 5, 5, 5, 5, 5, 6, 6], 8), 0.45, True),
+        (trains([4, 4, 4, 5, 5, 6, 6, 6, 6, 6], 8), 0.35, False),
+        (trains([4, 4, 4, 5, 5, 6, 6, 6, 6, 6], 8), 0.45, True),
         (trains([18, 18, 24], 11), 0.6, False),
         (trains([18, 18, 24], 11), 1.1, True),
-        (trains([8, 9, 11, 8, 9, 11], 8, [24, 21, 27, 24, 20.5, 27.5]), 0.6, False),
-        (trains([8, 9, 11, 8, 9, 11], 8, [20, 20, 20, 24, 24, 24]), 0.6, False),
-        (trains([8, 9, 11, 8, 9, 11], 8, [22, 22, 22, 24, 24, 24]), 0.6, True),
+        (trains([8, 9, 9, 11, 11, 11], 8, [24, 21, 27, 24, 20.5, 27.5]), 0.6, False),
+        (trains([8, 9, 9, 11, 11, 11], 8, [20, 20, 20, 24, 24, 24]), 0.6, False),
+        (trains([8, 9, 9, 11, 11, 11], 8, [22, 22, 22, 24, 24, 24]), 0.6, True),
     ],
     ids=[
-        *("trains", "two are a chance", "too short in sum", "they hardly grew", "hardly ever idle"),
+        *("trains", "two are a chance", "too short in sum", "they hardly grew", "they shrank"),
+        *("a late sample joined two", "hardly ever idle"),
         *("gaps longer than a round trip", "and shorter", "seldom", "and not so seldom"),
         *("the last ones differ", "the second half is faster", "and hardly faster"),
     ],
@@ -204,6 +218,7 @@ def trains_of(draw: st.DrawFn) -> list[int]:
     return came
 
 
+@settings(deadline=None)
 @given(st.one_of(trains_of(), st.lists(st.integers(min_value=0, max_value=10_000_000), min_size=1, max_size=200)))
 def test_any_counts_give_a_figure_between_nothing_and_the_fastest_interval(came: list[int]) -> None:
     """Never an exception, never more than was seen."""

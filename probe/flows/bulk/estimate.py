@@ -185,20 +185,20 @@ class CapacityEstimator:
             steady_s=now_s - since_s,
         )
 
-    def capped_estimate(self, rtt_s: float) -> Estimate:
-        """The same after a cap, before which a long path may not have been full: then trains of packets tell.
+    def capped_estimate(self, rtt_s: float, *, may_use_trains: bool = True) -> Estimate:
+        """The same of a transfer with a cap, which may end before a long path was full: then packet trains tell.
 
         Without a plateau there is no steady part, and `confidence_ratio` is of the trains' rate.
         """
         plain = self.estimate()
         if rtt_s <= _LONG_RTT_S or self._burst_left_out:
             return plain
-        # From the moment on that is judged; before it, slow start leaves the line idle between its bursts.
+        # Only of the time that the mean is of: before it, slow start leaves the line idle between its bursts.
         first = bisect.bisect_left(self._times_s, self._steady_since_s or 0.0)
         judged = intervals(self._times_s[first:], self._bytes[first:])
         if not waits_for_windows(judged, rtt_s):
             return plain
-        inside = inside_trains(intervals(self._times_s, self._bytes), rtt_s)
+        inside = inside_trains(intervals(self._times_s, self._bytes), rtt_s) if may_use_trains else None
         if inside is None:
             return Estimate(plain.capacity_bps, None, is_lower_bound=True, steady_s=0.0)
         ratio = confidence_ratio([part.rate_bps for part in inside])

@@ -356,19 +356,18 @@ class Run:
         if least_s is not None:
             self._rtt_min_s = min(least_s, self._rtt_min_s or least_s)
 
-    def _estimate(self, reason: StopReason) -> Estimate:
-        """Trains of packets are asked only where a limit came first, and where the peer paces us: not our windows."""
-        ended_early = reason in (StopReason.MAX_BYTES, StopReason.MAX_DURATION)
-        if self._is_capped and ended_early and not self._allowance.by_window:
-            return self._estimator.capped_estimate(self._rtt_s)
-        return self._estimator.estimate()
+    def _estimate(self) -> Estimate:
+        if not self._is_capped:
+            return self._estimator.estimate()
+        # Where receive windows keep to the cap, they and not the line may make the trains.
+        return self._estimator.capped_estimate(self._rtt_s, may_use_trains=not self._allowance.by_window)
 
     def _result(self, reason: StopReason, cpu_s: float) -> Transfer:
         began_s = self._began_s or 0.0
         transfer_s = self._estimator.last_s
         everyone = self._roster.everyone
         return Transfer(
-            estimate=self._estimate(reason),
+            estimate=self._estimate(),
             stopped_by=reason,
             streams=self._roster.carrying,
             streams_failed=self._roster.failed,

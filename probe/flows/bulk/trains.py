@@ -9,7 +9,7 @@ techniques measure?", INFOCOM 2001).
 
 Other things make trains too. A sender that spreads its window over a part of the round trip (pacing) makes them as
 fast as the window is large; radio that stalls makes gaps, and its mean is what a user gets. So trains count only if the
-line stood still about once in each round trip and for much of the time, and if they got longer and not faster.
+line stood still for much of the time, in every second round trip at least, and if they got longer and not faster.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-# As long as samples are apart; those that come sooner are put together.
+# Samples are 50 ms apart or, when the cap is nearly used up, 5; these are put together.
 _INTERVAL_S_MIN: Final = 0.045
-# Half of all bytes come no faster than a rate that the line has in most trains; what is well below it is no train.
+# Shares of the usual rate: from here on an interval is of a train, and below that the line is idle. In between it began
+# or ended a train, so that a gap is a little longer than its idle intervals.
 _TRAIN_RATIO_MIN: Final = 0.7
 _IDLE_RATIO_MAX: Final = 0.1
-# Intervals that are idle only in part do not count: the line stands still for longer than this says.
 _IDLE_SHARE_MIN: Final = 0.05
 _IDLE_SHARE_OF_TRAINS_MIN: Final = 0.25
-# Of the round trips that passed: some gaps are too short to be seen.
-_GAPS_SHARE_MIN: Final = 0.5
+# Gaps for each round trip that passed. Some are too short to be seen.
+_GAPS_PER_ROUND_TRIP_MIN: Final = 0.5
 _TRAINS_MIN: Final = 3
 _TRAINS_S_MIN: Final = 0.4
-# Of the last trains, and of the first half of them beside the second.
-_LEVEL_RATIO: Final = 0.1
-_LEVEL_RATIO_OF_HALVES: Final = 0.15
-# Bytes of the longest train against the shortest.
+# By so much the rate of each of the last trains may differ from the mean, and that of the first half from the second's.
+_LAST_RATIO_MAX: Final = 0.1
+_HALVES_RATIO_MAX: Final = 0.15
+# Bytes of a usual train of the second half over those of the shortest of the first.
 _GROWTH_RATIO_MIN: Final = 1.3
 _BITS: Final = 8
 
@@ -77,13 +77,13 @@ def intervals(times_s: Sequence[float], counts: Sequence[int]) -> list[Interval]
 
 
 def waits_for_windows(parts: Sequence[Interval], rtt_s: float) -> bool:
-    """Whether the line had next to nothing to carry about once in a round trip, for a twentieth of the time or more."""
-    return _idle_share(parts, rtt_s) >= _IDLE_SHARE_MIN
+    """Whether the line was idle in every second round trip or more often, for a twentieth of the time or more."""
+    return _share_of_gaps(parts, rtt_s) >= _IDLE_SHARE_MIN
 
 
 def inside_trains(parts: Sequence[Interval], rtt_s: float) -> list[Interval] | None:
     """The intervals in the midst of trains, neither their first nor their last one; absent if they show no capacity."""
-    if _idle_share(parts, rtt_s) < _IDLE_SHARE_OF_TRAINS_MIN:
+    if _share_of_gaps(parts, rtt_s) < _IDLE_SHARE_OF_TRAINS_MIN:
         return None
     trains = list(_trains(parts))
     inside = _inside(trains)
@@ -98,18 +98,20 @@ def _are_level(trains: Sequence[_Train]) -> bool:
     first_bps, second_bps = mean_rate_bps(_inside(trains[:half])), mean_rate_bps(_inside(trains[half:]))
     last_bps = [mean_rate_bps(train.inside) for train in trains[-_TRAINS_MIN:]]
     return (
-        all(abs(rate_bps / mean_bps - 1) <= _LEVEL_RATIO for rate_bps in last_bps)
-        and abs(first_bps / second_bps - 1) <= _LEVEL_RATIO_OF_HALVES
+        all(abs(rate_bps / mean_bps - 1) <= _LAST_RATIO_MAX for rate_bps in last_bps)
+        and abs(first_bps / second_bps - 1) <= _HALVES_RATIO_MAX
     )
 
 
 def _have_grown(trains: Sequence[_Train]) -> bool:
     """What has the same rate in short and in long trains is the line's: a paced sender's rate grows with its window."""
     came_bytes = [train.came_bytes for train in trains]
-    return max(came_bytes) >= _GROWTH_RATIO_MIN * min(came_bytes)
+    half = len(trains) // 2
+    later_bytes = sorted(came_bytes[half:])  # the cap may cut the last one short, and a late sample join two
+    return later_bytes[len(later_bytes) // 2] >= _GROWTH_RATIO_MIN * min(came_bytes[:half])
 
 
-def _idle_share(parts: Sequence[Interval], rtt_s: float) -> float:
+def _share_of_gaps(parts: Sequence[Interval], rtt_s: float) -> float:
     """Of the time between the first and the last train, what lies in gaps shorter than a round trip.
 
     It is 0 if there are fewer of these than windows make.
@@ -121,7 +123,7 @@ def _idle_share(parts: Sequence[Interval], rtt_s: float) -> float:
     between = parts[busy[0] : busy[-1] + 1]
     groups = itertools.groupby(between, key=lambda part: part.rate_bps < _IDLE_RATIO_MAX * usual_bps)
     gaps_s = [gap_s for is_gap, group in groups if is_gap and (gap_s := _length_s(list(group))) < rtt_s]
-    if len(gaps_s) < _GAPS_SHARE_MIN * _length_s(between) / rtt_s:
+    if len(gaps_s) < _GAPS_PER_ROUND_TRIP_MIN * _length_s(between) / rtt_s:
         return 0.0
     return math.fsum(gaps_s) / _length_s(between)
 
