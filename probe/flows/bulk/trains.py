@@ -26,13 +26,17 @@ _INTERVAL_S_MIN: Final = 0.045
 # or ended a train, so that a gap is a little longer than its idle intervals.
 _TRAIN_RATIO_MIN: Final = 0.7
 _IDLE_RATIO_MAX: Final = 0.1
+# A paced sender leaves a sixth of the round trip, more than half of it seen to be idle; a lost packet leaves less.
 _IDLE_SHARE_MIN: Final = 0.05
+# More than that sixth: the window is not spread over the round trip.
 _IDLE_SHARE_OF_TRAINS_MIN: Final = 0.25
 # Gaps for each round trip that passed. Some are too short to be seen.
 _GAPS_PER_ROUND_TRIP_MIN: Final = 0.5
+# Two may be as fast by chance, and jitter of some ms is some per cent of one interval: eight average it out.
 _TRAINS_MIN: Final = 3
 _TRAINS_S_MIN: Final = 0.4
-# By so much the rate of each of the last trains may differ from the mean, and that of the first half from the second's.
+# By so much the rate of each of the last trains may differ from the mean, and that of the first half from the second's:
+# more than jitter makes of short trains, less than the growth below would make of a paced sender's.
 _LAST_RATIO_MAX: Final = 0.1
 _HALVES_RATIO_MAX: Final = 0.15
 # Bytes of a usual train of the second half over those of the shortest of the first.
