@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from fleet_controller import __version__
-from fleet_controller.commands.terminal import complain
+from fleet_controller.commands.terminal import complain, forget_output
 from fleet_controller.config import load
 from fleet_controller.errors import BrokerError, ControllerError, ServiceError, StoreError
 
@@ -53,15 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # It logs every request at INFO: a line for each batch that is stored.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        return run(args)
+        code = run(args)
+        sys.stdout.flush()  # who reads our output may have enough of it (`| head`): that must come out here
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()  # who read our output has enough of it; the interpreter would complain at its end
+        forget_output()
         return OK
     except ControllerError as error:
         complain(str(error))
         return _code_of(error)
+    return code
 
 
 def _code_of(error: ControllerError) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -52,16 +53,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a sub-command; returns the exit status. What goes wrong is one line on stderr."""
     parsed = _parser().parse_args(arguments)
     try:
-        return int(parsed.run(parsed))
+        code = int(parsed.run(parsed))
+        sys.stdout.flush()  # the reader of our output may have gone (`| head`): that must come out here
     except ProbeError as error:
         sys.stderr.write(f"fleet-probe {parsed.command}: {error}\n")
         return EXIT_USAGE
     except KeyboardInterrupt:
         return _EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output has gone (`| head`): leave it nothing to flush, and say nothing.
-        sys.stderr.close()
+        # What is still to be written goes nowhere: the interpreter writes it at its end, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any, Final
 
@@ -27,6 +28,13 @@ def say_json(value: Any) -> None:
 def complain(text: str) -> None:
     """One line about what went wrong."""
     sys.stderr.write(f"fleet-controller: {visible(text)}\n")
+
+
+def forget_output() -> None:
+    """Let what is still to be written go nowhere: the interpreter writes it at its end, and would complain."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def open_console() -> Console:

@@ -27,6 +27,8 @@ from probe.tasks.base import Load, Usage
 _BITS: Final = 8
 # Ticks are 10 ms: a share of fewer than ten of them is an accident of the moment.
 _TICKS_MIN: Final = 10
+# Of a shorter transfer the handshakes, and reading the authorities' certificates, may be most of the CPU's work.
+_TRANSFER_S_MIN: Final = 0.5
 # A tick is a ten-thousandth of 100 s, and every digit travels over a line that may be paid by volume.
 _RATIO_DIGITS: Final = 4
 
@@ -130,6 +132,7 @@ def _payload_bytes(usage: Usage) -> int:
 def _evidence(before: Reading, after: Reading, measured: Measured, cores: tuple[CoreTicks, ...]) -> Evidence:
     """A heavy task's work is done by a thread of its own, a light one's by the one that reads."""
     passed_ns, usage, link = after.at_ns - before.at_ns, measured.usage, measured.link
+    transfer_ns = _transfer_ns(usage)
     timed = [core for core in cores if core.total >= _TICKS_MIN]
     throttled = [one.firmware_throttled for one in (before, after) if one.firmware_throttled is not None]
     if measured.load is Load.HEAVY:
@@ -139,6 +142,8 @@ def _evidence(before: Reading, after: Reading, measured: Measured, cores: tuple[
     return Evidence(
         own_cpu_ratio=_share(before.cpu_ns, after.cpu_ns, passed_ns),
         wait_ratio=_share(*waited_ns, passed_ns),
+        transfer_cpu_ratio=usage.cpu_ratio if transfer_ns else None,
+        transfer_wait_ratio=_share(before.workers_wait_ns, after.workers_wait_ns, transfer_ns),
         softirq_ratio=_largest((core.softirq, core.total) for core in timed),
         steal_ratio=_largest((core.steal, core.total) for core in timed),
         cgroup_throttled_ratio=_throttled_ratio(before, after),
@@ -147,6 +152,12 @@ def _evidence(before: Reading, after: Reading, measured: Measured, cores: tuple[
         rate_bps=_rate_bps(before, after, usage),
         nic_speed_bps=nic_speed_bps(link.interface if link is not None else None),
     )
+
+
+def _transfer_ns(usage: Usage) -> int:
+    """How long the task's bulk transfer took; 0 where it made none, or one too short to be judged by itself."""
+    transfer_s = usage.transfer_s or 0.0
+    return round(transfer_s * NS_PER_S) if transfer_s >= _TRANSFER_S_MIN else 0
 
 
 def _cores_passed(before: Reading, after: Reading) -> tuple[CoreTicks, ...]:

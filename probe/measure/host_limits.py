@@ -34,11 +34,15 @@ LIGHT_WAIT_RATIO_MAX: Final = 0.2
 class Evidence:
     """What is known of the host during one measurement; shares of the time, absent where nothing is known.
 
-    `own_cpu_ratio` and `wait_ratio` are of the thread that measured; `rate_bps` is the best rate that it held.
+    `own_cpu_ratio` is of this process, `wait_ratio` of the thread that measured; `transfer_cpu_ratio` and
+    `transfer_wait_ratio` are of a bulk transfer's thread, as shares of the transfer's own time; `rate_bps` is the best
+    rate that it held.
     """
 
     own_cpu_ratio: float | None = None
     wait_ratio: float | None = None
+    transfer_cpu_ratio: float | None = None
+    transfer_wait_ratio: float | None = None
     softirq_ratio: float | None = None
     steal_ratio: float | None = None
     cgroup_throttled_ratio: float | None = None
@@ -67,7 +71,13 @@ def _is_light_starved(evidence: Evidence) -> bool:
 
 
 def _is_heavy_starved(evidence: Evidence) -> bool:
-    return _beyond(evidence.own_cpu_ratio, OWN_CPU_RATIO_MAX) or _beyond(evidence.wait_ratio, HEAVY_WAIT_RATIO_MAX)
+    """Over all of the measurement, or over its transfer alone, which idle phases before and after it may surround."""
+    return (
+        _beyond(evidence.own_cpu_ratio, OWN_CPU_RATIO_MAX)
+        or _beyond(evidence.transfer_cpu_ratio, OWN_CPU_RATIO_MAX)
+        or _beyond(evidence.wait_ratio, HEAVY_WAIT_RATIO_MAX)
+        or _beyond(evidence.transfer_wait_ratio, HEAVY_WAIT_RATIO_MAX)
+    )
 
 
 def _is_nic_full(evidence: Evidence) -> bool:

@@ -59,12 +59,16 @@ class Usage:
     """What a measurement cost so far, kept up to date while it runs so that a time-out still knows it.
 
     Bytes of transport payload, both ways. `rate_bps` is the rate of payload that a task found, in its busier direction:
-    with it a result can say that the interface itself was full.
+    with it a result can say that the interface itself was full. Of a bulk transfer that a task made, `cpu_ratio` is the
+    share of one core that its thread used and `transfer_s` how long it took in seconds: with them a result can say that
+    the host was the limit meanwhile, whatever idle time lies around it.
     """
 
     sent_bytes: int = 0
     received_bytes: int = 0
     rate_bps: float | None = None
+    cpu_ratio: float | None = None
+    transfer_s: float | None = None
 
 
 @dataclass(slots=True)

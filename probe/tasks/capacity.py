@@ -150,9 +150,12 @@ async def measure(context: Context, parameters: CapacityParameters) -> CapacityV
             done, delays = await transfer(order, open_socket, count), None
     except MeasurementFailedError as error:
         raise blame_link(link, error) from error
+    if not link.is_up():  # a stream would have said so only some seconds later
+        raise MeasurementFailedError(Operation.TRANSFER, FailureKind.LINK_LOST, f"{link.interface} went down")
     if done.estimate.capacity_bps <= 0:
         raise MeasurementFailedError(Operation.TRANSFER, FailureKind.STALLED, "nothing moved in the end")
     context.usage.rate_bps = done.estimate.capacity_bps
+    context.usage.cpu_ratio, context.usage.transfer_s = done.cpu_ratio, done.transfer_s
     return _with_delays(_values(done, done.began_s - began_s), delays)
 
 
@@ -167,7 +170,7 @@ async def _transfer_and_watch(
         await watch.settle()
     context.usage.sent_bytes += beside.sent_bytes
     context.usage.received_bytes += beside.received_bytes
-    ended_s = done.began_s + done.transfer_s
+    ended_s = done.began_s + done.estimate.until_s
     return done, (idle, watch.between(ended_s - done.estimate.steady_s, ended_s))
 
 

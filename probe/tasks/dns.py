@@ -31,9 +31,9 @@ from probe.flows.dns.extras import (
 from probe.flows.dns.message import NO_ERROR, check_rcode
 from probe.flows.dns.query import question_for, reachable_resolvers
 from probe.flows.dns.session import PORT_OF, Session, Transport, Where, open_session
-from probe.flows.http.channel import blame_link
+from probe.flows.http.channel import blame_link, lost_after
 from probe.links import Link
-from probe.messages import Peer
+from probe.messages import Operation, Peer
 from probe.tasks.base import Context, Load, Parameters, TaskType, Values
 from probe.tasks.fit import Misfit, MisfitError, no_peer_misfits, version_of_literal
 
@@ -112,8 +112,8 @@ class DnsValues(Values, frozen=True):
 
     `dnssec_state`: the resolver validated (`authenticated`), the zone has no signatures (`unsigned`), the resolver
     gives signatures and does not validate (`signed_not_validated`), or it refuses what does not validate (`bogus`:
-    SERVFAIL, and an answer when checking is disabled). `nsid`, `server_id` and `egress` are who the resolver is and
-    from where it asks.
+    SERVFAIL, a signed answer when checking is disabled, and SERVFAIL again). `nsid`, `server_id` and `egress` are who
+    the resolver is and from where it asks.
     """
 
     response_time_s: float
@@ -143,22 +143,25 @@ async def measure(context: Context, parameters: DnsParameters) -> DnsValues:
 
     Raises:
         MeasurementFailedError: (resolve, ...) the last try was not answered, or with an error; (connect | tls |
-            request | transfer, ...) over a transport that has these.
+            request | transfer, ...) over a transport that has these; (..., link_lost) the link went away after the
+            first try.
         NotRunError: the link is down; no such name can be; this device cannot judge certificates.
     """
     link = context.need_link()
     where = _where(link, parameters)
     dns_message.load()
-    attempt = 0
+    attempt, operation = 0, Operation.RESOLVE
     while True:
         attempt += 1
-        try:
-            return await _measure_once(context, link, where, parameters, attempt)
-        except _AnsweredError as error:
-            raise error.failure from None
-        except MeasurementFailedError as error:
-            if attempt == parameters.tries or not link.is_up():
-                raise blame_link(link, error) from error
+        with lost_after(operation, has_begun=attempt > 1):
+            try:
+                return await _measure_once(context, link, where, parameters, attempt)
+            except _AnsweredError as error:
+                raise error.failure from None
+            except MeasurementFailedError as error:
+                if attempt == parameters.tries or not link.is_up():
+                    raise blame_link(link, error) from error
+                operation = error.failure.operation
 
 
 class _AnsweredError(Exception):

@@ -33,12 +33,14 @@ from probe.flows.ipv6.dual_stack import (
     difference_s,
     echo_in_turns,
     has_route,
+    has_source,
     literal_version,
     look_up,
     paired_delays_s,
+    together,
     usable_versions,
 )
-from probe.flows.ipv6.family import ANYWHERE, Family, State, local_state, raise_if_dead
+from probe.flows.ipv6.family import ANYWHERE, Family, State, local_state, raise_if_dead, raise_if_lost
 from probe.flows.ipv6.happy_eyeballs import Winner, winner_of
 from probe.flows.ipv6.path_mtu import PathMtu, find
 from probe.flows.ipv6.sized_echoes import SizedEchoes
@@ -102,7 +104,7 @@ class Ipv6Values(Values, frozen=True):
     the family that a program would use (RFC 8305).
 
     `path_mtu_*_bytes` is the largest IP packet that came back, of at most 1500 or what the interface can send.
-    `error_*` is how the family failed.
+    `error_*` is how the family failed; `refused` beside `works` says that the host gave refusals alone.
     """
 
     state: State
@@ -142,28 +144,33 @@ async def measure(context: Context, parameters: Ipv6Parameters) -> Ipv6Values:
 
     Raises:
         MeasurementFailedError: neither family brought an answer: (resolve, ...) when no address was found for either,
-            else (receive, ...) as IPv4 failed, or IPv6 where the link has nothing else; or the link went away.
-        NotRunError: the link is down, or has no address of any family; ICMP echo is not allowed here.
+            else (receive, ...) as IPv4 failed, or IPv6 where the link has nothing else; or the link went away
+            (receive, link_lost).
+        NotRunError: the link is down, or has no address of any family, as the measurement begins; ICMP echo is not
+            allowed here, or the peer's STAMP key is missing (`tool_missing`).
     """
     link, peer = context.need_link(), context.need_peer()
     refuse(_misfits(parameters, peer))
     usable = usable_versions(link)
     families = await _looked_up(context, parameters, link, peer)
     for version, family in families.items():
-        family.state = local_state(link, version, version in usable, family.lookup)
-    resolver_v6_answers, _ = await asyncio.gather(
+        # Look-ups take up to some seconds, in which an address can go.
+        has_address = version in usable and has_source(link, version)
+        family.state = local_state(link, version, has_address, family.lookup)
+    resolver_v6_answers, _ = await together(
         _resolver_v6_answers(context, parameters, link, peer, usable),
         _exchange(context, parameters, link, peer, families),
     )
     raise_if_dead(families, link.is_up)
     if parameters.mtu:
         await _find_mtus(context, parameters, link, peer, families)
+        raise_if_lost(link.is_up)
     return _values(link, families, resolver_v6_answers)
 
 
 async def _looked_up(context: Context, parameters: Ipv6Parameters, link: Link, peer: Peer) -> dict[IpVersion, Family]:
     hosts = {version: _host(parameters, peer, version) for version in _VERSIONS}
-    lookups = await asyncio.gather(*(look_up(link, hosts[version], version, context.usage) for version in _VERSIONS))
+    lookups = await together(*(look_up(link, hosts[version], version, context.usage) for version in _VERSIONS))
     return {version: Family(lookup) for version, lookup in zip(_VERSIONS, lookups, strict=True)}
 
 
@@ -200,7 +207,7 @@ async def _exchange(
     targets = {version: (address, port) for version, address in ready.items()}
     series = await echo_in_turns(open_echo, targets, parameters.plan(), context.usage)
     # At the same time: what one family's connection does to the line the other's does too.
-    connections = await asyncio.gather(
+    connections = await together(
         *(
             connect(link, version, (address, peer.http_port), parameters.time_out_s)
             for version, address in ready.items()
@@ -228,7 +235,7 @@ async def _find_mtus(
 ) -> None:
     """Both at once, each over a socket of its own."""
     echoing = {version: family for version, family in families.items() if family.echoes()}
-    found = await asyncio.gather(
+    found = await together(
         *(_find_mtu(context, parameters, link, peer, version, family) for version, family in echoing.items())
     )
     for family, mtu in zip(echoing.values(), found, strict=True):

@@ -76,7 +76,8 @@ class HopSample(Sample, frozen=True):
     """One hop. `offset_s` is when its first probe was sent, so that every hop of a trace has a time of its own.
 
     `address` is who answered, the first in order when several did (`addresses` counts them), absent when nobody did.
-    `delay_min_s` is the shortest round trip to it, which says little of a router that answers only when it has time.
+    `delay_min_s` is the shortest round trip to that one, and says little of a router that answers only when it has
+    time.
     `unreachable` is what a router said that lets nothing through.
     """
 
@@ -197,21 +198,22 @@ def values_of(traced: Traced, source_port: int, destination_port: int | None) ->
         source_port=source_port,
         destination_port=destination_port,
         hop_count=count,
-        delay_min_s=None if count is None else _seconds(traced.hops[count - 1].delay_min_ns()),
+        delay_min_s=None if count is None else _seconds(traced.hops[count - 1].destination_delay_min_ns()),
         hops=tuple(_sample(hop) for hop in traced.hops),
     )
 
 
 def _sample(hop: Hop) -> HopSample:
     addresses = hop.addresses()
+    address = addresses[0] if addresses else None
     return HopSample(
         offset_s=hop.offset_ns / NS_PER_S,
         ttl=hop.ttl,
         sent=hop.sent,
         answers=len(hop.replies),
         addresses=len(addresses),
-        address=addresses[0] if addresses else None,
-        delay_min_s=_seconds(hop.delay_min_ns()),
+        address=address,
+        delay_min_s=_seconds(hop.delay_min_ns(address)),
         unreachable=hop.unreachable(),
     )
 

@@ -28,7 +28,7 @@ from probe.flows.load.loaded_delay import IDLE_PLAN, StampFlow, idle_delay
 from probe.flows.load.loaded_direction import LoadedDirection
 from probe.flows.load.requests import Requests
 from probe.links import Link
-from probe.messages import Peer
+from probe.messages import FailureKind, Operation, Peer
 from probe.tasks.base import Context, Load, Parameters, Sample, TaskType, Values
 from probe.tasks.fit import PEER_FIELD, Misfit, peer_misfits, refuse
 
@@ -102,7 +102,8 @@ async def measure(context: Context, parameters: ResponsivenessParameters) -> Res
     """Measure one direction once: idle first, then loaded.
 
     Raises:
-        MeasurementFailedError: the load could not be made, or not one request was answered under it; says why.
+        MeasurementFailedError: the load could not be made, not one request was answered under it, or the link went
+            away; says why.
         NotRunError: the link is down, or the host stood still; the peer has nothing to ask for (`bad_parameters`).
     """
     began_s = time.monotonic()
@@ -117,9 +118,13 @@ async def measure(context: Context, parameters: ResponsivenessParameters) -> Res
         line.order(), line.open_stream, requests, line.stamp_flow(), parameters.interval_s, context.usage
     )
     try:
-        return _values(await loaded.run(), loaded, idle, began_s)
+        done = await loaded.run()
     except MeasurementFailedError as error:
         raise blame_link(link, error) from error
+    if not link.is_up():  # too shortly before the end for a stall: what came until then would read as a slow line
+        raise MeasurementFailedError(Operation.TRANSFER, FailureKind.LINK_LOST, "the link went down meanwhile")
+    context.usage.cpu_ratio, context.usage.transfer_s = done.cpu_ratio, done.transfer_s
+    return _values(done, loaded, idle, began_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +147,9 @@ class _Line:
         return StampFlow(self.link, self.parameters.ip_version, self.address, port, reading, self.stamp_key)
 
     def target(self) -> Target:
-        tls = None if self.tls is None else TlsContexts(self.tls).context()
+        tls = None if self.tls is None else TlsContexts(self.tls)
+        if tls is not None:
+            tls.context()  # reads the authorities now, not while the line is loaded
         return Target(self.address, self.peer.http_port, self.peer.host, self.peer.small_path, tls)
 
     def order(self) -> Order:

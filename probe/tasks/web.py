@@ -103,8 +103,10 @@ async def measure(context: Context, parameters: WebParameters) -> WebValues:
     Raises:
         MeasurementFailedError: (resolve | connect | tls | request | transfer, ...) the step that did not work;
             (request, redirected | http_status) another status; (resolve | transfer, intercepted) a name
-            that leads into a private network, a page that is another.
-        NotRunError: the link is down; neither page nor peer is given, or both; this device cannot judge certificates.
+            that leads into a private network, a page that is another; (..., link_lost) the link went away, between
+            two steps too.
+        NotRunError: the link is down before the first step; neither page nor peer is given, or both; this device cannot
+            judge certificates.
     """
     link = context.need_link()
     refuse(_misfits(parameters, context.peer))

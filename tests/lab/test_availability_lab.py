@@ -257,11 +257,22 @@ def get_address(chain: Chain, _: Process) -> None:
     route(chain.near, address(chain.version, 0, 2).partition("/")[0], chain.version)
 
 
+def lose_route(chain: Chain, _: Process) -> None:
+    """The link keeps its address and its gateway, and has no way beyond."""
+    run_ip(f"-{chain.version}", "-n", chain.near, "route", "del", "default")
+
+
+def get_route(chain: Chain, _: Process) -> None:
+    """Advertised again."""
+    route(chain.near, address(chain.version, 0, 2).partition("/")[0], chain.version)
+
+
 FAULTS: dict[str, tuple[Fault, Fault]] = {
     "down_local": (unplug_gateway, plug_gateway),
     "down_gateway": (kill_gateway, revive_gateway),
     "down_operator": (unplug_operator, plug_operator),
     "down_peer": (unplug_peer, plug_peer),
+    "down_unlocated": (lose_route, get_route),
     "unknown": (freeze, thaw),
 }
 CASES = [f"{state}-{version}" for state in FAULTS for version in (4, 6)]
@@ -341,6 +352,13 @@ def test_a_frozen_host_is_no_outage(seen: dict[str, Watched], version: int) -> N
     values = seen[f"unknown-{version}"].values
     assert "outages" not in values
     assert values["packets_answered"] == values["packets_sent"]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_has_no_way_is_no_packet(seen: dict[str, Watched], version: int) -> None:
+    """Without a route only the first one may leave, by IPv4, on the off chance."""
+    values = seen[f"down_unlocated-{version}"].values
+    assert 0 <= values["packets_sent"] - values["packets_answered"] <= 2
 
 
 def test_a_gateway_that_answers_no_echo_is_never_blamed(seen: dict[str, Watched]) -> None:

@@ -128,6 +128,9 @@ FAULTS: Final = {
             ("closed in the handshake", Tcp.TLS_CLOSES, ("tls", "closed"), 3.0),
         )
     },
+    "capacity-download: the carrier is lost right before the end": Row(
+        "late", "capacity", ("transfer", "link_lost"), 2.5, DOWN | {"max_duration_s": 1.0}, peer(), strike=cut
+    ),
     "round_trip-stamp: nobody listens": Row(
         "refused", "round_trip", ("receive", "refused"), 2.0, TRAIN, peer(stamp_port=int(Udp.NOBODY))
     ),
@@ -210,6 +213,10 @@ FAULTS: Final = {
         )
         for tries in (1, 2)
     },
+    "dns: the address is withdrawn": Row(
+        "withdrawn", "dns", ("resolve", "link_lost"), 4.0, QUESTION, resolver=f"{FAR}:{Udp.SILENT:d}",
+        strike=unaddressed, after_s=0.2,
+    ),
     **{
         f"web: {what}": Row(what, "web", expected, deadline_s, PAGE, peer(**changed))
         for what, changed, expected, deadline_s in (
@@ -234,6 +241,11 @@ FAULTS: Final = {
     "web: the interface is removed": Row(
         "removed", "web", ("transfer", "link_lost"), 4.0, PAGE, peer(http_port=int(Tcp.STALLS)), strike=removed,
         after_s=0.5,
+    ),
+    # The first question has 2 s, and then the resolver cannot be asked again.
+    "web: the carrier is lost in the look-up": Row(
+        "cut", "web", ("resolve", "link_lost"), 4.0, PAGE | {"time_out_s": 4.0}, peer(host=PEER_NAME),
+        f"{FAR}:{Udp.SILENT:d}", cut, 0.5,
     ),
     **fault_rows.FAULTS,
 }  # fmt: skip

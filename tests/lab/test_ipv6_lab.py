@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from rejecting_router import rejecting
 from routed_site import Site, chain, measure_in, reflector_in, site
+from worded_resolver import serving as resolving
 
 from fleet_controller.lab.namespaces import command_in, entered
 from fleet_controller.lab.site import PEER_NAME
@@ -168,6 +170,86 @@ async def test_broken_ipv6_is_values(
     assert values.resolver_v6_answers is (None if fault is dropped else False)
 
 
+@contextlib.contextmanager
+def firewall(made: Site, host: str) -> Iterator[None]:
+    """At r1: forwards nothing to this host, and refuses in its name."""
+    six = ":" in host
+    net, via = ("2001:db8:77:3::/64", "2001:db8:77:2::2") if six else ("10.77.3.0/24", "10.77.2.2")
+    way = f"{'-6 ' if six else ''}route replace"
+    drop = undone(made, "r1", f"{way} blackhole {net}", f"{way} {net} via {via}")
+    with drop, rejecting(made.name("r1"), "to-probe", host):
+        yield
+
+
+@pytest.mark.parametrize("method", ["stamp", "icmp"])
+async def test_a_firewall_that_refuses_is_not_the_host(line: Site, method: str) -> None:
+    """It says of every packet what a host says of a closed port; none of them got there, and none may pass for it."""
+    with firewall(line, V6):
+        values = await measured(line, V4, host_v6=V6, method=method, mtu=False)
+    assert (values.state, values.error_v6, values.packets_received_v6) == ("unreachable", "refused", 0)
+    assert (values.state_v4, values.error_v4, values.winner) == ("works", None, "ipv4")
+
+
+async def test_firewalls_before_both_families_are_a_failure(line: Site) -> None:
+    """Nothing of the host's own came back by either: nothing was learned about IPv6."""
+    with firewall(line, V6), firewall(line, V4), pytest.raises(MeasurementFailedError) as caught:
+        await measured(line, V4, host_v6=V6, mtu=False)
+    assert (caught.value.failure.operation, caught.value.failure.kind) == (Operation.RECEIVE, FailureKind.REFUSED)
+
+
+async def test_an_address_that_goes_away_during_the_look_ups_is_values(line: Site) -> None:
+    """Names take half a second, and the router's lifetime ends meanwhile: IPv4 is measured all the same."""
+    words: dict[str, list[str | None]] = {"dual.test": [V4], "AAAA dual.test": [V6]}
+    async with contextlib.AsyncExitStack() as stack:
+        with entered(line.name("peer")):
+            slow = await stack.enter_async_context(resolving(words, V4, wait_s=0.5))
+        link = LinkConfig(name="fixed", interface="to-r1", resolvers=(slow,))
+        measuring = asyncio.ensure_future(measured(line, link=link, mtu=False))
+        await asyncio.sleep(0.2)
+        with no_address(line):
+            values = await measuring
+    line.default("probe", 1, 2)
+    assert (values.state, values.default_route, values.packets_sent_v6) == ("no_address", False, 0)
+    assert (values.state_v4, values.packets_received_v4, values.winner) == ("works", 4, "ipv4")
+
+
+@contextlib.contextmanager
+def black_hole(made: Site) -> Iterator[None]:
+    """Sizes are searched for through this for some seconds."""
+    rule = "-6 rule {} pref 10 iif lo ipproto ipv6-icmp blackhole"
+    with small_link(made, 1428), undone(made, "r1", rule.format("add"), rule.format("del")):
+        yield
+
+
+async def test_an_address_that_goes_away_during_the_search_for_the_mtu_is_values(line: Site) -> None:
+    """What was measured before stands; what the line has at the end is told, too."""
+    with black_hole(line):
+        measuring = asyncio.ensure_future(measured(line))
+        await asyncio.sleep(1.0)
+        with no_address(line):
+            values = await measuring
+    line.default("probe", 1, 2)
+    assert (values.state, values.packets_received_v6, values.default_route) == ("works", 4, False)
+    assert (values.state_v4, values.path_mtu_v4_bytes) == ("works", 1428)
+
+
+@pytest.mark.parametrize("host", ["dual.test", V4])
+async def test_a_link_that_goes_away_is_lost(host: str) -> None:
+    """During the look-ups, as nobody is at the resolver's address, or during the search: under way, it is a failure."""
+    link = LinkConfig(name="fixed", interface="to-r1", resolvers=("10.77.3.9",))
+    with site() as made:
+        chain(made, "probe", "r1", "r2", "peer")
+        async with reflector_in(made.name("peer"), PORT):
+            with black_hole(made):
+                parameters = {} if host == "dual.test" else {"host_v6": V6}
+                measuring = asyncio.ensure_future(measured(made, host, link, **parameters))
+                await asyncio.sleep(1.0)
+                made.ip("probe", "link set to-r1 down")
+                with pytest.raises(MeasurementFailedError) as caught:
+                    await measuring
+    assert (caught.value.failure.operation, caught.value.failure.kind) == (Operation.RECEIVE, FailureKind.LINK_LOST)
+
+
 async def test_the_line_works_again_after_the_faults(line: Site) -> None:
     """The table above left nothing behind: what it saw was the fault and nothing else."""
     assert (await measured(line, mtu=False)).state == "works"
@@ -235,8 +317,7 @@ async def test_a_smaller_mtu_that_is_reported_is_no_black_hole(line: Site, metho
 
 async def test_an_mtu_black_hole_is_found(line: Site) -> None:
     """The same tunnel, and nobody says "too big" by IPv6: small packets come back, large ones vanish."""
-    rule = "-6 rule {} pref 10 iif lo ipproto ipv6-icmp blackhole"
-    with small_link(line, 1428), undone(line, "r1", rule.format("add"), rule.format("del")):
+    with black_hole(line):
         values = await measured(line)
     assert (values.state, values.mtu_black_hole_v6, values.path_mtu_v6_bytes) == ("mtu_black_hole", True, 1428)
     assert (values.state_v4, values.mtu_black_hole_v4, values.path_mtu_v4_bytes) == ("works", False, 1428)

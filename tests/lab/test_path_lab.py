@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -407,6 +408,18 @@ async def test_the_time_limit_holds() -> None:
     """Thirty silent hops allowed in a row, and one second for all: what was seen until then is given."""
     values, _ = await through(R1, *[Router()] * 9, R2, time_out_s=5.0, limit_s=1.0, silent_hops_max=5)
     assert (values.path, values.ended_by) == ("10.90.1.1", "time")
+
+
+async def test_the_time_limit_holds_for_routers_that_quote_little() -> None:
+    """They are asked one by one until the time is over, and what was seen until then is given."""
+    began_s = time.monotonic()
+    values, _ = await through(
+        destination(SHORT_QUOTE_BYTES), interval_s=0.2, probes_per_hop=10, limit_s=2.3, silent_hops_max=1
+    )
+    # Ten probes in the first rounds; the time is over after one or two of the ten that would follow.
+    assert time.monotonic() - began_s < 3.2
+    assert (values.path, values.ended_by) == (DESTINATION, "destination")
+    assert 1 <= values.hops[0].sent < 5
 
 
 async def test_the_highest_ttl_is_kept() -> None:

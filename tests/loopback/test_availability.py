@@ -9,16 +9,14 @@ import socket
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
-import dns.message
-import dns.rcode
-import dns.rrset
 import msgspec
 import pytest
 from agent_rig import AGENT_ID, AgentRig, often
+from worded_resolver import resolver
 
 from fleet_controller.lab.services import free_port
 from probe.clock import NS_PER_S, SystemClock
@@ -188,52 +186,19 @@ async def test_the_wall_clock_does_not_matter() -> None:
     assert (outage.open_at_start, outage.open_at_end, outage.packets_lost) == (True, True, 5)
 
 
-class Resolver(asyncio.DatagramProtocol):
-    """Answers the n-th question for a name with the n-th word: an address, NXDOMAIN, or nothing; the last for ever."""
-
-    def __init__(self, words: dict[str, list[str | None]]) -> None:
-        self.words = words
-        self.transport: Any = None
-
-    def connection_made(self, transport: Any) -> None:
-        """Asyncio hands over the socket."""
-        self.transport = transport
-
-    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        """A question."""
-        response = dns.message.make_response(dns.message.from_wire(data))
-        name = response.question[0].name
-        words = self.words[name.to_text(omit_final_dot=True)]
-        word = words.pop(0) if len(words) > 1 else words[0]
-        if word == "NXDOMAIN":
-            response.set_rcode(dns.rcode.NXDOMAIN)
-        elif word is not None:
-            response.answer.append(dns.rrset.from_text(name, 60, "IN", "A", word))
-        if word is not None:
-            self.transport.sendto(response.to_wire(), addr)
-
-
-@asynccontextmanager
-async def resolver(**words: list[str | None]) -> AsyncIterator[tuple[str, ...]]:
-    """Serves names under `test`."""
-    loop = asyncio.get_running_loop()
-    named = {f"{name}.test": said for name, said in words.items()}
-    transport, _ = await loop.create_datagram_endpoint(lambda: Resolver(named), local_addr=("127.0.0.1", 0))
-    try:
-        yield (f"127.0.0.1:{transport.get_extra_info('sockname')[1]}",)
-    finally:
-        transport.close()
-
-
 async def watched(
-    resolvers: tuple[str, ...], host: str = "peer.test", learned: Learned | None = None, **settings: Any
+    resolvers: tuple[str, ...],
+    host: str = "peer.test",
+    learned: Learned | None = None,
+    stamp_port: int | None = None,
+    **settings: Any,
 ) -> AvailabilityValues:
-    """A short window; nobody listens at the peer."""
+    """A short window; nobody listens at the peer, unless its port is given."""
     context = Context(
         clock=SystemClock(),
         time_out_s=20,
-        link=Link(LinkConfig(name="fixed0", interface="lo", resolvers=resolvers)),
-        peer=Peer(name="near", host=host, stamp_port=free_port(kind=socket.SOCK_DGRAM)),
+        link=Link(LinkConfig(name="fixed0", interface="lo", source_address_v6="::1", resolvers=resolvers)),
+        peer=Peer(name="near", host=host, stamp_port=stamp_port or free_port(kind=socket.SOCK_DGRAM)),
         window_s=1.2,
         memory={} if learned is None else {"learned by IPv4": learned},
     )
@@ -278,6 +243,31 @@ async def test_no_such_name_and_then_silence_is_a_line_that_is_down(monkeypatch:
         values = await watched(resolvers)
     assert (values.packets_answered, values.up_s) == (0, 0)
     assert values.state_at_end.is_down
+
+
+async def test_what_could_not_be_sent_is_no_packet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a peer whose address nobody knows, and of one that no route leads to: there is no loss without a packet."""
+    monkeypatch.setattr(names, "RESOLVE_TIME_OUT_S", 0.3)
+    async with resolver(peer=[None]) as resolvers:
+        nameless = await watched(resolvers)
+        unroutable = await watched(resolvers, "2001:db8::1", ip_version=6)
+    for values in (nameless, unroutable):
+        assert (values.packets_sent, values.packets_answered) == (0, 0)
+        assert values.down_unlocated_s == values.window_s
+
+
+async def test_an_answer_from_the_address_before_still_counts() -> None:
+    """The peer's name has two addresses, and the resolver gives the other one just after the first packet."""
+    async with AsyncExitStack() as stack:
+        reflectors = [Reflector(), Reflector()]
+        for one, host in zip(reflectors, ("127.0.0.1", "127.0.0.2"), strict=True):
+            await one.start(host, reflectors[0].port if one is reflectors[1] else 0)
+            stack.push_async_callback(one.stop)
+        resolvers = await stack.enter_async_context(resolver(peer=["127.0.0.2"]))
+        learned = Learned(addresses={"peer.test": "127.0.0.1"})
+        values = await watched(resolvers, learned=learned, stamp_port=reflectors[0].port)
+    assert learned.addresses == {"peer.test": "127.0.0.2"}
+    assert (values.packets_answered, values.up_s) == (values.packets_sent, values.window_s)
 
 
 @pytest.mark.usefixtures("_impatient")

@@ -228,6 +228,17 @@ def test_help_is_light() -> None:
     assert told.returncode == 0, told.stderr
 
 
+def test_a_reader_that_has_gone_is_no_complaint(rig: AgentRig) -> None:
+    """`fleet-probe once … | head`: whatever it could not write any more, it ends well and says nothing of it."""
+    words = [sys.executable, "-m", "probe.cli", "once", "host", "--set", "window_s=0.1", "--config", str(rig.config)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.close()
+        assert child.stderr.read() == b""
+    assert child.returncode == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_peer_says_its_ports_and_stops(number: signal.Signals) -> None:
     """`peer` on free ports says which they are, and a signal ends it with status 0."""

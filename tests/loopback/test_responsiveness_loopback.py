@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import struct
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from bulk_rig import MIB, Scripted, stays
 from certificates import make_certificates
 
 from fleet_controller.lab.services import free_port
@@ -18,6 +21,7 @@ from probe.config import LinkConfig
 from probe.errors import MeasurementFailedError
 from probe.flows.load.foreign_probe import Target, probe_once
 from probe.links import Link
+from probe.measure.outcome import outcome_of
 from probe.messages import FailureKind, Operation, Peer
 from probe.peer.http_peer import HttpPeer
 from probe.peer.reflector import Reflector
@@ -135,6 +139,86 @@ async def test_a_cancelled_measurement_leaves_nothing_running() -> None:
             await running
         left = asyncio.all_tasks() - {asyncio.current_task()}
     assert not left
+
+
+class Pulled(Link):
+    """Its plug can be pulled; what is on its way arrives all the same, as out of buffers behind it."""
+
+    is_pulled = False
+
+    def is_up(self) -> bool:
+        """As the interface says, until then."""
+        return not self.is_pulled and super().is_up()
+
+
+async def test_a_link_that_goes_away_shortly_before_the_end_is_lost() -> None:
+    """Too late for a stream to notice: (transfer, link_lost), not the figures of a slow line."""
+    link = Pulled(LINK.config)
+    async with peer_of(stamp=False) as peer:
+        context = Context(SystemClock(), 60, link, peer)
+        measuring = asyncio.ensure_future(TASK.measure(context, ResponsivenessParameters(max_duration_s=2.0)))
+        await spent(context.usage, MIB)
+        await asyncio.sleep(0.7)
+        link.is_pulled = True
+        with pytest.raises(MeasurementFailedError) as caught:
+            await measuring
+    assert (caught.value.failure.operation, caught.value.failure.kind) == (Operation.TRANSFER, FailureKind.LINK_LOST)
+
+
+async def spent(usage: Usage, least_bytes: int) -> None:
+    """Wait until a measurement says that it has received so much."""
+    async with asyncio.timeout(10):
+        while usage.received_bytes < least_bytes:  # noqa: ASYNC110 - a counter has no event
+            await asyncio.sleep(0.01)
+
+
+def sends_and_stalls(sock: socket.socket, _number: int) -> None:
+    """A small object, or 4 MiB of a large one and then nothing more."""
+    if b"/small" in sock.recv(65536):
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1")
+    else:
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n" + bytes(4 * MIB))
+    stays(sock)
+
+
+LONG_INTERVAL = ResponsivenessParameters(interval_s=5, max_duration_s=10, probes_per_s=1, streams_max=1)
+
+
+async def test_a_time_out_knows_what_the_load_has_cost() -> None:
+    """In the middle of the first interval: its bytes are known while they come, and when the time is over."""
+    with Scripted(sends_and_stalls) as server:
+        near = Peer(name="near", host="127.0.0.1", http_port=server.port, stamp_port=free_port(kind=socket.SOCK_DGRAM))
+        context = Context(SystemClock(), 3.5, LINK, near)
+        measuring = asyncio.create_task(outcome_of(TASK, context, LONG_INTERVAL))
+        await spent(context.usage, 4 * MIB)
+        assert not measuring.done()
+        said = await measuring
+    assert said["not_run"].reason == "task_timed_out"
+    assert 4 * MIB <= context.usage.received_bytes < 4 * MIB + 10_000
+
+
+async def test_a_load_that_fails_has_its_cost() -> None:
+    """Every stream is reset within the first interval, after the last byte of it has come."""
+    sent: list[int] = []
+
+    def script(sock: socket.socket, _number: int) -> None:
+        if b"/small" in sock.recv(65536):
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1")
+            stays(sock)
+            return
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n" + bytes(MIB))
+        sent.append(MIB)
+        time.sleep(0.3)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.close()
+
+    with Scripted(script) as server:
+        near = Peer(name="near", host="127.0.0.1", http_port=server.port, stamp_port=free_port(kind=socket.SOCK_DGRAM))
+        context = Context(SystemClock(), 60, LINK, near)
+        with pytest.raises(MeasurementFailedError) as caught:
+            await TASK.measure(context, LONG_INTERVAL)
+    assert (caught.value.failure.operation, caught.value.failure.kind) == (Operation.TRANSFER, FailureKind.RESET)
+    assert sum(sent) <= context.usage.received_bytes < sum(sent) + 10_000
 
 
 async def test_one_request_has_the_kernels_times() -> None:

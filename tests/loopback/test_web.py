@@ -310,6 +310,17 @@ async def test_http_2_that_goes_wrong(dnsmasq: Dnsmasq, authority: Authority) ->
             assert await failure(dnsmasq, f"https://127.0.0.1:{port}/") == ("request", kind)
 
 
+async def test_a_server_that_says_goodbye_with_its_answer(
+    dnsmasq: Dnsmasq, authority: Authority, tmp_path: Path
+) -> None:
+    """Nginx that takes one request on a connection sends GOAWAY before the head: the page is as good as any."""
+    certificate = authority.issue("leaving", "IP:127.0.0.1")
+    with WebSite(tmp_path / "nginx", certificate, hosts=("127.0.0.1",), requests_max=1) as leaving:
+        values = await fetched(dnsmasq, f"https://127.0.0.1:{leaving.tls_port}/page")
+    assert (values.status, values.http_version_used) == (200, "2")
+    assert (values.body_bytes, values.body_is_complete) == (len(PAGE), True)
+
+
 def test_every_host_that_a_fetch_can_reach_is_a_target() -> None:
     """The url's host and those of redirects; an address hidden in a url is still one."""
     parameters = WebParameters(url="https://Page.Test:8443/x", redirect_hosts=("cdn.test",))

@@ -44,6 +44,8 @@ WINDOW_S: Final = 1.6
 LOCAL: Final = {"state_at_start": "up", "state_at_end": "down_local"}
 LOAD: Final = {"max_duration_s": 2.0, "interval_s": 0.2}
 LONG_LOAD: Final = {"max_duration_s": 10.0}
+# Nothing settles within so few intervals.
+LOAD_TO_THE_END: Final = {"max_duration_s": 4.0, "interval_s": 1.0}
 UP: Final = {"direction": "upload"}
 SILENCE: Final = {"reached": False, "hops_answered": 0, "ended_by": "silence"}
 EXPIRED: Final = {"host": PEER_NAME, "http_port": int(Tcp.TLS_EXPIRED), "tls": True}
@@ -181,6 +183,17 @@ RESPONSIVENESS: Final = {
     },
     "responsiveness-download: the interface is removed": Row(
         "removed", "responsiveness", ("transfer", "link_lost"), 9.0, LONG_LOAD, peer(), strike=removed
+    ),
+    # In the middle of a load of 4 s, which is over before a stream stalls.
+    "responsiveness-download: the interface is removed shortly before the end": Row(
+        "removed late",
+        "responsiveness",
+        ("transfer", "link_lost"),
+        9.0,
+        LOAD_TO_THE_END,
+        peer(),
+        strike=removed,
+        after_s=2.5,
     ),
 }
 

@@ -25,6 +25,7 @@ events {{ worker_connections 64; }}
 http {{
   access_log off;
   default_type application/octet-stream;
+  keepalive_requests {requests_max};
   client_body_temp_path {directory}/tmp; proxy_temp_path {directory}/tmp; fastcgi_temp_path {directory}/tmp;
   uwsgi_temp_path {directory}/tmp; scgi_temp_path {directory}/tmp;
   server {{
@@ -48,10 +49,19 @@ http {{
 
 
 class WebSite(Service):
-    """nginx with one page of 20 KiB and some that are not there. `hosts` are the addresses that it listens at."""
+    """nginx with one page of 20 KiB and some that are not there.
+
+    `hosts` are the addresses that it listens at, `requests_max` how many requests it takes on one connection: with the
+    last of them it says that it will close.
+    """
 
     def __init__(
-        self, directory: Path, certificate: tuple[Path, Path], hosts: tuple[str, ...] = ("127.0.0.1", "[::1]")
+        self,
+        directory: Path,
+        certificate: tuple[Path, Path],
+        hosts: tuple[str, ...] = ("127.0.0.1", "[::1]"),
+        *,
+        requests_max: int = 1000,
     ) -> None:
         self.port, self.tls_port = free_port(), free_port()
         configuration = directory / "nginx.conf"
@@ -69,6 +79,7 @@ class WebSite(Service):
                     f"    listen {host}:{self.port};\n    listen {host}:{self.tls_port} ssl http2;" for host in hosts
                 ),
                 port=self.port,
+                requests_max=requests_max,
                 long="x" * 600,
                 certificate=certificate[0],
                 key=certificate[1],

@@ -233,6 +233,30 @@ def test_the_streams_of_a_file_end_one_by_one_and_that_is_not_in_the_figure() ->
     assert estimator.curve(0.1)[-1][1] == pytest.approx(8e6)
 
 
+def test_the_end_of_a_file_is_no_part_of_what_is_judged() -> None:
+    """On a long path it trickles in once in a round trip; the line was full until then, and that is when it ended."""
+    played = play(lambda _time_s, _streams: 100 * MBIT, rtt_s=0.6, limit_s=4.0, streams_max=4)
+    estimator = played.estimator
+    estimator.end_load()
+    total = round(100 * MBIT / 8 * played.ended_s)
+    for step in range(40):
+        total += 100_000 * (step % 8 == 0)
+        estimator.add(played.ended_s + SAMPLE_PERIOD_S * (step + 1), total)
+    estimate = estimator.capped_estimate(0.6, may_use_trains=False)
+    assert (estimate.is_lower_bound, estimate.until_s) == (False, played.ended_s)
+    assert estimate.capacity_bps == pytest.approx(100 * MBIT, rel=1e-3)
+
+
+def test_a_file_that_never_filled_a_long_path_is_a_lower_bound() -> None:
+    """It comes as a train in each round trip, to the end: half of the rate is what the windows are, not the line."""
+    rate = lambda time_s, _streams: 20 * MBIT * (math.fmod(time_s, 0.6) < 0.3)  # noqa: E731 - one line of arithmetic
+    estimator = play(rate, rtt_s=0.6, limit_s=6.0, streams_max=4).estimator
+    assert not estimator.estimate().is_lower_bound
+    estimate = estimator.capped_estimate(0.6, may_use_trains=False)
+    assert (estimate.is_lower_bound, estimate.steady_s, estimate.confidence_ratio) == (True, 0.0, None)
+    assert estimate.capacity_bps == estimator.estimate().capacity_bps
+
+
 def test_a_long_path_is_watched_for_longer() -> None:
     """At 300 ms round trip the figure rests on six round trips at least."""
     played = play(lambda _time_s, _streams: 50 * MBIT, rtt_s=0.3)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import errno
 
 import pytest
@@ -7,21 +8,23 @@ import pytest
 from probe.errors import MeasurementFailedError
 from probe.flows.echo.delays import Arrival
 from probe.flows.echo.series import Series
-from probe.flows.ipv6.dual_stack import Connected, Lookup, difference_s, paired_delays_s
+from probe.flows.ipv6.dual_stack import Connected, Lookup, difference_s, paired_delays_s, together
 from probe.flows.ipv6.family import Family, State, is_answered, raise_if_dead
 from probe.flows.ipv6.path_mtu import PathMtu
 from probe.links import IpVersion
 from probe.messages import FailureKind, Operation
 
 MS = 1_000_000
-FOUND = Lookup(address="2001:db8::1", took_s=0.01)
+HOST, ROUTER = "2001:db8::1", "2001:db8:ffff::1"
+FOUND = Lookup(address=HOST, took_s=0.01, known_s=0.01)
 REFUSED = OSError(errno.ECONNREFUSED, "refused")
 PROHIBITED = OSError(errno.EACCES, "prohibited")
 
 
-def series(*arrivals: Arrival, error: OSError | None = None) -> Series:
-    """Echoes that came back, or what the network said."""
-    return Series(sent_sequences=[1, 2, 3], arrivals=list(arrivals), network_error=error)
+def series(*arrivals: Arrival, error: OSError | None = None, refused_by: str | None = None) -> Series:
+    """Echoes that came back, or what the network said, and who refused."""
+    refusers = set() if refused_by is None else {refused_by}
+    return Series(sent_sequences=[1, 2, 3], arrivals=list(arrivals), network_error=error, refused_by=refusers)
 
 
 @pytest.mark.parametrize(
@@ -31,16 +34,62 @@ def series(*arrivals: Arrival, error: OSError | None = None) -> Series:
         (series(Arrival(1, MS)), Connected(kind=FailureKind.TIMED_OUT), True),
         (series(), Connected(took_s=0.01), True),
         (series(), Connected(kind=FailureKind.REFUSED), True),
-        (series(error=REFUSED), Connected(kind=FailureKind.TIMED_OUT), True),
+        (series(error=REFUSED, refused_by=HOST), Connected(kind=FailureKind.TIMED_OUT), True),
+        (series(error=REFUSED, refused_by=ROUTER), Connected(kind=FailureKind.TIMED_OUT), False),
+        (series(error=PROHIBITED, refused_by=HOST), Connected(kind=FailureKind.TIMED_OUT), True),
+        (series(), Connected(kind=FailureKind.REFUSED, reporter=HOST), True),
+        (series(), Connected(kind=FailureKind.REFUSED, reporter=ROUTER), False),
+        (series(error=REFUSED, refused_by=ROUTER), Connected(kind=FailureKind.REFUSED, reporter=ROUTER), False),
         (series(error=PROHIBITED), Connected(kind=FailureKind.PERMISSION_DENIED), False),
     ],
 )
 def test_anything_from_the_host_is_an_answer(echoes: Series, connected: Connected, answered: bool) -> None:
     """An echo, a connection, a refusal; what a router says on the way is none."""
-    assert is_answered(echoes, connected) is answered
+    assert is_answered(HOST, echoes, connected) is answered
     family = Family(FOUND)
     family.take(echoes, connected)
     assert family.state == (None if answered else "unreachable")
+
+
+def test_an_address_is_one_however_it_is_written() -> None:
+    """What a person wrote and what the kernel says of who refused."""
+    assert is_answered("2001:DB8:0::1", series(error=REFUSED, refused_by=HOST), Connected())
+
+
+@pytest.mark.parametrize(
+    ("echoes", "connected", "error"),
+    [
+        (series(error=REFUSED, refused_by=HOST), Connected(kind=FailureKind.TIMED_OUT), FailureKind.REFUSED),
+        (series(), Connected(kind=FailureKind.REFUSED), FailureKind.REFUSED),
+        (series(error=REFUSED, refused_by=ROUTER), Connected(kind=FailureKind.REFUSED, reporter=ROUTER), "refused"),
+        (series(Arrival(1, MS)), Connected(kind=FailureKind.REFUSED), None),
+        (series(error=REFUSED, refused_by=HOST), Connected(took_s=0.01), None),
+    ],
+)
+def test_refusals_and_nothing_else_are_told(echoes: Series, connected: Connected, error: FailureKind | None) -> None:
+    """Whoever gave them: a family that works without an echo and without a connection says why it has neither."""
+    family = Family(FOUND)
+    family.take(echoes, connected)
+    assert family.error() == error
+
+
+async def test_steps_taken_together_end_together() -> None:
+    """One fails: the other is ended, and has cleaned up, before the very same failure goes on."""
+    ended: list[str] = []
+
+    async def fails() -> None:
+        await asyncio.sleep(0.01)
+        raise MeasurementFailedError(Operation.SEND, FailureKind.LINK_LOST)
+
+    async def waits() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append("cleaned up")
+
+    with pytest.raises(MeasurementFailedError) as caught:
+        await together(waits(), fails())
+    assert (caught.value.failure.kind, ended) == (FailureKind.LINK_LOST, ["cleaned up"])
 
 
 def of_state(state: State | None, kind: FailureKind | None = None) -> Family:
@@ -77,6 +126,16 @@ def test_broken_ipv6_is_told_from_a_dead_line(
     with pytest.raises(MeasurementFailedError) as caught:
         raise_if_dead(families, lambda: True)
     assert (caught.value.failure.operation, caught.value.failure.kind) == expected
+
+
+def test_a_family_that_only_routers_refuse_is_not_alive() -> None:
+    """Firewalls on the way refuse both: neither family brought an answer."""
+    families: dict[IpVersion, Family] = {6: Family(FOUND), 4: Family(FOUND)}
+    for family in families.values():
+        family.take(series(error=REFUSED, refused_by=ROUTER), Connected(kind=FailureKind.REFUSED, reporter=ROUTER))
+    with pytest.raises(MeasurementFailedError) as caught:
+        raise_if_dead(families, lambda: True)
+    assert (caught.value.failure.operation, caught.value.failure.kind) == (Operation.RECEIVE, FailureKind.REFUSED)
 
 
 def test_a_link_that_went_away_is_lost_whatever_was_seen() -> None:

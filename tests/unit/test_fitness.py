@@ -99,6 +99,38 @@ def test_a_heavy_task_waits_in_a_thread_of_its_own() -> None:
     assert (heavy.cpu_wait_ratio, heavy.host_limited_by) == (1.0, HostLimit.CPU)
 
 
+@pytest.mark.parametrize(
+    ("usage", "load", "expected"),
+    [
+        (Usage(), Load.HEAVY, None),  # nothing is known of the transfer: 1.8 s of 6.8 s leave room
+        (Usage(cpu_ratio=1.0, transfer_s=1.8), Load.HEAVY, HostLimit.CPU),
+        (Usage(cpu_ratio=0.69, transfer_s=1.8), Load.HEAVY, None),
+        (Usage(cpu_ratio=1.0, transfer_s=0.4), Load.HEAVY, None),  # so short, its handshakes may be most of the work
+        (Usage(cpu_ratio=1.0, transfer_s=1.8), Load.LIGHT, None),
+    ],
+)
+def test_idle_phases_hide_no_busy_transfer(usage: Usage, load: Load, expected: HostLimit | None) -> None:
+    """1.8 s of a full core within 6.8 s, of which the rest was spent on an idle line and on stragglers."""
+    fitness = judged(Reading(0), Reading(6_800_000_000, cpu_ns=1_800_000_000), load, usage=usage)
+    assert (fitness.own_cpu_ratio, fitness.host_limited_by) == (0.2647, expected)
+    assert fitness.host_limited is (expected is not None)
+
+
+@pytest.mark.parametrize(
+    ("waited_s", "transfer_s", "expected"),
+    [(1.4, None, None), (1.4, 2.0, HostLimit.CPU), (1.1, 2.0, None), (0.35, 0.4, None)],
+)
+def test_idle_phases_hide_no_transfer_without_a_core(
+    waited_s: float, transfer_s: float | None, expected: HostLimit | None
+) -> None:
+    """The transfer's thread waited for 70 % of the transfer, which was a fifth of the measurement."""
+    after = Reading(7 * S, workers_wait_ns=round(waited_s * S))
+    usage = Usage(cpu_ratio=0.2, transfer_s=transfer_s)
+    fitness = judged(Reading(0, workers_wait_ns=0), after, Load.HEAVY, usage=usage)
+    assert fitness.cpu_wait_ratio == round(waited_s / 7, 4)
+    assert fitness.host_limited_by is expected
+
+
 def test_the_wait_of_a_thread_outlives_it() -> None:
     """The kernel forgets it with the thread; here it is added up."""
     before_ns = ended_wait_ns()
@@ -125,6 +157,12 @@ def test_the_rate_that_a_task_found_counts_for_the_interface() -> None:
         # A thread that waits for most of the time is not there when something comes; the buffers bridge shorter waits.
         (Load.HEAVY, Evidence(own_cpu_ratio=0.01, wait_ratio=0.7), HostLimit.CPU),
         (Load.HEAVY, Evidence(own_cpu_ratio=0.3, wait_ratio=0.46), None),
+        # Idle phases around a transfer take nothing from what it says of itself.
+        (Load.HEAVY, Evidence(own_cpu_ratio=0.2, transfer_cpu_ratio=0.71), HostLimit.CPU),
+        (Load.HEAVY, Evidence(own_cpu_ratio=0.2, transfer_cpu_ratio=0.71, firmware_throttled=True), HostLimit.THERMAL),
+        (Load.HEAVY, Evidence(own_cpu_ratio=0.71, transfer_cpu_ratio=0.2), HostLimit.CPU),
+        (Load.HEAVY, Evidence(wait_ratio=0.2, transfer_wait_ratio=0.61), HostLimit.CPU),
+        (Load.HEAVY, Evidence(wait_ratio=0.2, transfer_wait_ratio=0.59, transfer_cpu_ratio=0.69), None),
         (Load.HEAVY, Evidence(softirq_ratio=0.81), HostLimit.SOFTIRQ),
         (Load.HEAVY, Evidence(steal_ratio=0.11, own_cpu_ratio=0.8), HostLimit.STEAL),
         (Load.HEAVY, Evidence(cgroup_throttled_ratio=1.0, own_cpu_ratio=0.1), HostLimit.CGROUP),

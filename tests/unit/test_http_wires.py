@@ -11,6 +11,8 @@ import h2.errors
 import h2.exceptions
 import h11
 import pytest
+from h2.settings import SettingCodes
+from hyperframe.frame import GoAwayFrame, PingFrame
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -165,6 +167,91 @@ def test_a_server_that_says_goodbye(last_stream: int, code: int, *, is_over: boo
         assert failure_of(wire, server.sent()) is FailureKind.CLOSED
     else:
         assert all_of(wire, server.sent()) == []
+
+
+def goodbye(last_stream: int) -> bytes:
+    """What a server says that is reloaded, or has answered as often as it will; our other end could say no more."""
+    return GoAwayFrame(0, last_stream_id=last_stream).serialize()
+
+
+@pytest.mark.parametrize("is_one_piece", [True, False])
+@pytest.mark.parametrize("last_streams", [(1,), (2**31 - 1, 1)])
+def test_the_answer_after_a_goodbye_is_read(last_streams: tuple[int, ...], *, is_one_piece: bool) -> None:
+    """Before the head, and again in the middle of the body, with a ping to answer: the page is whole all the same."""
+    wire, server = Http2(), Server()
+    server.take(wire.begin(GET))
+    farewell = b"".join(goodbye(last_stream) for last_stream in last_streams)
+    settings = server.sent()
+    server.connection.send_headers(1, [(":status", "200")])
+    server.connection.send_data(1, b"bo")
+    beginning = server.sent()
+    server.connection.send_data(1, b"dy", end_stream=True)
+    pieces = [settings, farewell, beginning, goodbye(1) + PingFrame(0, opaque_data=b"are you?").serialize()]
+    pieces = [*pieces, server.sent()]
+    events = all_of(wire, *([b"".join(pieces)] if is_one_piece else pieces))
+    assert events == [Head(200, {}), b"bo", b"dy", End()]
+    assert b"are you?" in wire.pending()
+
+
+def test_a_goodbye_and_then_nothing() -> None:
+    """The answer was promised and did not come: closed, in the middle of the body too."""
+    for part in (b"", b"bo"):
+        wire, server = Http2(), Server()
+        server.take(wire.begin(GET))
+        if part:
+            server.connection.send_headers(1, [(":status", "200")])
+            server.connection.send_data(1, part)
+        assert failure_of(wire, server.sent(), goodbye(1), b"") is FailureKind.CLOSED
+
+
+def begin_fails(wire: HttpWire) -> str:
+    """Why no further request can be made; that is a failure of the contract, and no fault of the program."""
+    with pytest.raises(MeasurementFailedError) as caught:
+        wire.begin(POST)
+    assert (caught.value.failure.operation, caught.value.failure.kind) == (Operation.REQUEST, FailureKind.CLOSED)
+    return caught.value.failure.detail
+
+
+@pytest.mark.parametrize("is_read_to_its_end", [True, False])
+def test_after_a_goodbye_nothing_more_is_asked(*, is_read_to_its_end: bool) -> None:
+    """RFC 9113 section 6.8; also where the answer before it was all that somebody read."""
+    wire, server = Http2(), Server()
+    server.take(wire.begin(GET))
+    for event in wire.feed(server.answer(1, b"body") + goodbye(1)):
+        if isinstance(event, End) and not is_read_to_its_end:
+            break
+    assert "goodbye" in begin_fails(wire)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [(SettingCodes.MAX_CONCURRENT_STREAMS, "streams"), (SettingCodes.INITIAL_WINDOW_SIZE, "window")],
+)
+def test_a_server_that_lets_no_second_request_in(setting: SettingCodes, words: str) -> None:
+    """It says so in its settings, which arrive with the first answer."""
+    wire, server = Http2(), Server()
+    server.take(wire.begin(GET))
+    server.connection.update_settings({setting: 0})
+    settings = server.sent()
+    assert all_of(wire, settings + server.answer(1, b""))[-1] == End()
+    assert words in begin_fails(wire)
+
+
+@pytest.mark.parametrize(
+    ("contents", "events"),
+    [
+        ([b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"], 2),
+        ([b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n"], 2),
+        ([HEAD + b"bo"], 2),
+        ([], 0),
+    ],
+)
+def test_http_1_that_takes_no_second_request(contents: list[bytes], events: int) -> None:
+    """A server that closes after its answer, an older one, and one that still owes the answer or half of it."""
+    wire = Http1()
+    wire.begin(POST)
+    assert len(all_of(wire, *contents)) == events
+    assert "reusable" in begin_fails(wire)
 
 
 @given(st.binary(max_size=300), st.booleans())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
 import time
 
 import pytest
 
 from probe.errors import NotRunError
+from probe.flows.bulk.tls_contexts import TlsContexts
+from probe.flows.bulk.wire import TlsTerms
 from probe.flows.http.channel import Tally
 from probe.flows.load.foreign_probe import Target
 from probe.flows.load.requests import Requests
@@ -42,7 +43,7 @@ def test_requests_take_their_share_and_no_more(goodput_bps: float, gap_s: float)
 
 def test_what_they_cost_is_learnt() -> None:
     """The first guess knows of certificates; then the mean of those that were answered counts."""
-    over_tls = Target("127.0.0.1", 443, "peer.test", "/small", ssl.create_default_context())
+    over_tls = Target("127.0.0.1", 443, "peer.test", "/small", TlsContexts(TlsTerms("peer.test")))
     requests = Requests(over_tls, no_socket, 100.0, Tally())
     assert requests._gap_s(2_000_000.0) == pytest.approx(6400 * 8 / 100_000)
     requests.answered, requests._answered_bytes = 4, 4 * 1600

@@ -38,7 +38,21 @@ def test_what_a_trace_says() -> None:
     assert (values.hops_answered, values.hops_silent, values.one_address_per_hop) == (3, 1, False)
     assert (values.packets_sent, values.packets_answered, values.delay_min_s) == (14, 5, 0.005)
     assert [hop.address for hop in values.hops] == ["10.0.0.1", None, "10.0.3.1", "10.0.4.1"]
-    assert [hop.delay_min_s for hop in values.hops] == [0.001, None, 0.004, 0.005]
+    # The 4 ms of the third hop are another router's: of 10.0.3.1 no clock vouches for any.
+    assert [hop.delay_min_s for hop in values.hops] == [0.001, None, None, 0.005]
+
+
+def test_no_delay_is_anothers() -> None:
+    """A nearer router answered the destination's TTL too: the delay is the destination's, and each hop's its own."""
+    replies = [
+        Reply("10.0.9.1", 2 * MS),
+        Reply("10.0.9.9", 5 * MS, from_destination=True),
+        Reply("10.0.9.9", 6 * MS, from_destination=True),
+    ]
+    balanced = Hop(1, 0, 2, [Reply("10.0.0.2", MS), Reply("10.0.0.1", 3 * MS)])
+    values = values_of(Traced(hops=[balanced, Hop(2, 10, 3, replies)], ended_by="destination", sent=5), 20_001, 862)
+    assert (values.hop_count, values.delay_min_s) == (2, 0.005)
+    assert [(hop.address, hop.delay_min_s) for hop in values.hops] == [("10.0.0.1", 0.003), ("10.0.9.1", 0.002)]
 
 
 def test_a_destination_that_did_not_answer_has_no_distance() -> None:

@@ -199,7 +199,38 @@ def test_only_a_cap_is_sampled_closely_to_the_end(rig: Rig, periods: int, monkey
     assert rig.run._period_s == periods * SAMPLE_PERIOD_S
 
 
-OF_TRAINS = Estimate(24e6, 0.01, is_lower_bound=False, steady_s=0.0)
+@pytest.mark.parametrize("rig", [{"max_bytes": 1 << 40}], indirect=True)
+def test_the_bytes_of_a_cap_are_of_all_the_time_until_they_were_counted(rig: Rig) -> None:
+    """The sample at its end is not part of the curve; what it counted took that long all the same."""
+    rig.pass_by(0.5, QUEUED_S)
+    rig.run._roster._spent = 1
+    assert rig.run._judge(rig.now_s + 0.05) is StopReason.MAX_BYTES
+    done = rig.run._result(StopReason.MAX_BYTES, 0.0)
+    assert done.transfer_s == pytest.approx(0.55)
+    assert done.curve[-1][0] == pytest.approx(0.5)
+    assert done.whole_transfer_bps == pytest.approx(done.transferred_bytes * 8 / 0.55)
+
+
+@pytest.mark.parametrize(
+    ("rig", "reason", "rate_bps"),
+    [
+        ({"file_bytes": 1 << 40}, StopReason.WHOLE_FILE, 100_000 * 8 / 1.2),
+        ({"max_bytes": 1 << 40}, StopReason.MAX_BYTES, 100_000 * 8 / 1.2),
+        ({"file_bytes": 1 << 40}, StopReason.MAX_DURATION, 0.0),
+    ],
+    ids=["a file", "a cap", "a file that took too long"],
+    indirect=["rig"],
+)
+def test_a_gap_right_before_the_last_byte_is_not_nothing(rig: Rig, reason: StopReason, rate_bps: float) -> None:
+    """Before the plateau, and with no byte in the last 400 ms: all bytes over all the time, as a lower bound."""
+    for step in range(1, 25):
+        rig.estimator.add(SAMPLE_PERIOD_S * step, 100_000 if step > 12 else 0)
+    estimate = rig.run._estimate(reason)
+    assert estimate.is_lower_bound
+    assert estimate.capacity_bps == pytest.approx(rate_bps)
+
+
+OF_TRAINS = Estimate(24e6, 0.01, is_lower_bound=False, steady_s=0.0, until_s=3.0)
 
 
 @pytest.mark.parametrize(
@@ -207,16 +238,16 @@ OF_TRAINS = Estimate(24e6, 0.01, is_lower_bound=False, steady_s=0.0)
     [
         ({"max_bytes": 1 << 40}, False, "with trains"),
         ({"max_bytes": 1 << 40}, True, "without"),
-        ({"file_bytes": 1 << 40}, False, None),
+        ({"file_bytes": 1 << 40}, False, "without"),
         ({}, False, None),
     ],
     ids=["a cap", "a cap by windows", "a file", "no limit"],
     indirect=["rig"],
 )
-def test_only_a_cap_may_end_before_the_line_was_full(
+def test_a_size_may_end_it_before_the_line_was_full(
     rig: Rig, by_window: bool, asked: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Then trains tell, but for those that our own receive windows make."""
+    """Then trains tell, but for those that our own receive windows make, and those of a file, seen too seldom."""
     heard: list[str] = []
 
     def capped_estimate(_estimator: Estimator, _rtt_s: float, *, may_use_trains: bool) -> Estimate:
@@ -225,5 +256,5 @@ def test_only_a_cap_may_end_before_the_line_was_full(
 
     monkeypatch.setattr(Estimator, "capped_estimate", capped_estimate)
     rig.run._allowance.by_window = by_window
-    assert (rig.run._estimate() is OF_TRAINS) is (asked is not None)
+    assert (rig.run._estimate(StopReason.MAX_BYTES) is OF_TRAINS) is (asked is not None)
     assert heard == ([] if asked is None else [asked])

@@ -85,13 +85,15 @@ class Estimate:
     """What the samples say.
 
     `confidence_ratio` is the half width of the 95 % interval over the mean, absent with too few batches.
-    `is_lower_bound`: the line was never seen to be full, so it may do more.
+    `is_lower_bound`: the line was never seen to be full, so it may do more. `until_s` is the end of the steady part, in
+    seconds since the transfer began: that of a file ends before the file does.
     """
 
     capacity_bps: float
     confidence_ratio: float | None
     is_lower_bound: bool
     steady_s: float
+    until_s: float
 
 
 class CapacityEstimator:
@@ -177,16 +179,24 @@ class CapacityEstimator:
         since_s = self._steady_since_s
         if since_s is None:
             since_s = max(0.0, now_s - _WINDOW_S)
-            return Estimate(self._rate_bps(since_s, now_s), None, is_lower_bound=True, steady_s=0.0)
+            return Estimate(self._rate_bps(since_s, now_s), None, is_lower_bound=True, steady_s=0.0, until_s=now_s)
         return Estimate(
             capacity_bps=self._rate_bps(since_s, now_s),
             confidence_ratio=self._confidence_ratio(since_s, now_s),
             is_lower_bound=False,
             steady_s=now_s - since_s,
+            until_s=now_s,
         )
 
+    def whole_estimate(self) -> Estimate:
+        """All bytes over all the time, as a lower bound: for what ended with its last byte, before the plateau.
+
+        Between the bursts of a slow start, or before a last packet that was lost, there are gaps longer than 400 ms.
+        """
+        return Estimate(self._rate_bps(0.0, self.last_s), None, is_lower_bound=True, steady_s=0.0, until_s=self.last_s)
+
     def capped_estimate(self, rtt_s: float, *, may_use_trains: bool = True) -> Estimate:
-        """The same of a transfer with a cap, which may end before a long path was full: then packet trains tell.
+        """The same of a transfer that its size ends, before a long path was full perhaps: then packet trains tell.
 
         Without a plateau there is no steady part, and `confidence_ratio` is of the trains' rate.
         """
@@ -195,14 +205,15 @@ class CapacityEstimator:
             return plain
         # Only of the time that the mean is of: before it, slow start leaves the line idle between its bursts.
         first = bisect.bisect_left(self._times_s, self._steady_since_s or 0.0)
-        judged = intervals(self._times_s[first:], self._bytes[first:])
+        end = bisect.bisect_right(self._times_s, plain.until_s)
+        judged = intervals(self._times_s[first:end], self._bytes[first:end])
         if not waits_for_windows(judged, rtt_s):
             return plain
         inside = inside_trains(intervals(self._times_s, self._bytes), rtt_s) if may_use_trains else None
         if inside is None:
-            return Estimate(plain.capacity_bps, None, is_lower_bound=True, steady_s=0.0)
+            return Estimate(plain.capacity_bps, None, is_lower_bound=True, steady_s=0.0, until_s=plain.until_s)
         ratio = confidence_ratio([part.rate_bps for part in inside])
-        return Estimate(mean_rate_bps(inside), ratio, is_lower_bound=False, steady_s=0.0)
+        return Estimate(mean_rate_bps(inside), ratio, is_lower_bound=False, steady_s=0.0, until_s=plain.until_s)
 
     def curve(self, step_s: float) -> tuple[tuple[float, float], ...]:
         """The rate of each step as (end of the step in seconds, bits per second)."""

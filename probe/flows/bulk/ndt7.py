@@ -192,7 +192,7 @@ class Ndt7Upload(UploadStream):
         begun_before = _frames_begun(self._sent_bytes)
         self._sent_bytes += sent_bytes
         begun = _frames_begun(self._sent_bytes)
-        self._granted_bytes -= sent_bytes - (begun - begun_before) * HEADER_BYTES
+        self._hand_over(sent_bytes - (begun - begun_before) * HEADER_BYTES)
         self._head_bytes = self._handshake_bytes + begun * HEADER_BYTES
 
     def _send_reply(self) -> None:

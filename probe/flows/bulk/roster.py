@@ -60,6 +60,11 @@ class Roster:
         return max(0, self.wanted - len(self.running) - self._spent - (self.failed - self._replaced))
 
     @property
+    def owes_bytes(self) -> bool:
+        """Whether something of what one of them took is still to come, or more can be taken."""
+        return not self._allowance.is_empty or any(stream.owed_bytes for stream in self.running.values())
+
+    @property
     def is_spent(self) -> bool:
         """Whether one has ended because the allowance is used up."""
         return self._spent > 0
@@ -154,12 +159,23 @@ class Roster:
         self._ended_bytes += stream.counted_bytes
         self._sort_out()
         self._spent += stream.is_spent
+        if not stream.is_spent:
+            self._give_back(stream.owed_bytes)
         if problem is None:
             self._successors_due += not stream.is_spent
             return
         self._fail(problem)
         if stream.counted_bytes and self._replaced < _REPLACED_MAX:
             self._replaced += 1
+
+    def _give_back(self, owed_bytes: int) -> None:
+        """Let others have what one took of a file and will not come; of a cap some of it may still be under way."""
+        if self._allowance.is_hard or not owed_bytes:
+            return
+        self._allowance.give_back(owed_bytes)
+        for stream in self.running.values():
+            stream.go_on()
+            self._epoll.modify(stream.sock.fileno(), stream.wanted)
 
     def _sort_out(self) -> None:
         self.flowing = [stream for stream in self.running.values() if stream.flows]

@@ -92,7 +92,7 @@ class Run:
         limit_bytes = order.max_bytes if order.file_bytes is None else order.file_bytes
         self._allowance = Allowance(limit_bytes, is_hard=order.file_bytes is None)
         self._roster = Roster(order, open_socket, self._allowance)
-        self._total_bytes = 0
+        self._total_bytes, self._counted_s = 0, 0.0
         self._is_planned = self._is_trial = False
         self._began_s: float | None = None
         self._moved_s: float | None = None
@@ -144,10 +144,11 @@ class Run:
     def _is_over(self) -> bool:
         """Whether the limit is used up: a cap when the first stream has nothing more to do, a file when the last.
 
-        What a stream gave back that the peer ended goes to a new one, though all others have nothing more to do.
+        What a stream gave back that the peer ended goes to a new one, though all others have nothing more to do. A
+        stream that came too late to get anything of a file is not waited for.
         """
         roster = self._roster
-        return roster.is_spent and (self._order.file_bytes is None or not (roster.running or roster.missing))
+        return roster.is_spent and (self._order.file_bytes is None or not (roster.owes_bytes or roster.missing))
 
     def _pause(self, rest_s: float) -> None:
         """Let some more come, so that one look at a socket takes it all; but nobody waits for an answer longer."""
@@ -225,6 +226,7 @@ class Run:
         self._check_streams(now_s)
         if self._began_s is None:
             return None
+        self._counted_s = now_s - self._began_s
         if self._is_over and self._order.file_bytes is None and self._estimator.last_s > 0:
             return StopReason.MAX_BYTES  # without this sample: some of it was no longer under full load
         if self._roster.is_spent:
@@ -356,18 +358,22 @@ class Run:
         if least_s is not None:
             self._rtt_min_s = min(least_s, self._rtt_min_s or least_s)
 
-    def _estimate(self) -> Estimate:
-        if not self._is_capped:
+    def _estimate(self, reason: StopReason) -> Estimate:
+        if not self._allowance.is_limited:
             return self._estimator.estimate()
-        # Where receive windows keep to the cap, they and not the line may make the trains.
-        return self._estimator.capped_estimate(self._rtt_s, may_use_trains=not self._allowance.by_window)
+        # Where receive windows keep to the cap, they and not the line may make the trains. Those of a file are seen
+        # too seldom.
+        may_use_trains = self._is_capped and not self._allowance.by_window
+        estimate = self._estimator.capped_estimate(self._rtt_s, may_use_trains=may_use_trains)
+        is_whole = reason in (StopReason.MAX_BYTES, StopReason.WHOLE_FILE)
+        return self._estimator.whole_estimate() if is_whole and not estimate.capacity_bps else estimate
 
     def _result(self, reason: StopReason, cpu_s: float) -> Transfer:
         began_s = self._began_s or 0.0
-        transfer_s = self._estimator.last_s
+        transfer_s = max(self._counted_s, self._estimator.last_s)
         everyone = self._roster.everyone
         return Transfer(
-            estimate=self._estimate(),
+            estimate=self._estimate(reason),
             stopped_by=reason,
             streams=self._roster.carrying,
             streams_failed=self._roster.failed,

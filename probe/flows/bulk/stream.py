@@ -110,6 +110,7 @@ class Stream(ABC):
         self._moves_since_s: float | None = None
         self._to_send = b""
         self._received = b""
+        self._surplus_bytes = 0  # of what came with a head: beyond its body, the next answer's beginning
         self._head_bytes = 0
         self._waiting_here = WaitingHere()
         self._counted_before = (self._since_s, 0)
@@ -254,6 +255,15 @@ class Stream(ABC):
         return (self.counted_bytes - before_bytes) / (now_s - before_s) if now_s > before_s else None
 
     @property
+    @abstractmethod
+    def owed_bytes(self) -> int:
+        """What it took of the allowance that has not come yet, as of the last count."""
+
+    def go_on(self) -> None:
+        """Hear that there is something to take again."""
+        self.wanted_when_moving = type(self).wanted_when_moving
+
+    @property
     def round_trip_s(self) -> float | None:
         """The kernel's estimate of this stream's round trip as it is now, in seconds; absent before the first."""
         if self.info is None:
@@ -345,9 +355,11 @@ class Stream(ABC):
         while (head := find_head(self._received)) is not None:
             self._received = self._received[head.wire_bytes :]
             if self._is_answer(head):
+                self._surplus_bytes = 0
                 self._accept_head(head, len(self._received))
-                self._received = b""
-                return
+                self._received = self._received[len(self._received) - self._surplus_bytes :]
+                if self.state is not StreamState.WAITING:
+                    return
 
     def _is_answer(self, head: ResponseHead) -> bool:
         """Whether this head is the one that was waited for.

@@ -54,6 +54,13 @@ class DownloadStream(Stream):
         """The peer's algorithm, by its own word."""
         return self._peer_congestion_control
 
+    @property
+    def owed_bytes(self) -> int:
+        """The parts that were asked for, less what was read of them; what comes unasked is taken as it is read."""
+        if self.allowance.by_window or not self.allowance.is_limited:
+            return 0
+        return sum(self._parts) + (self._rest_bytes or 0)
+
     def share(self, allowance: Allowance) -> None:
         """Take from `allowance` together with other streams; called before it connects."""
         super().share(allowance)
@@ -146,8 +153,14 @@ class DownloadStream(Stream):
         self._head_bytes += head.wire_bytes
         self._last_head_bytes = head.wire_bytes
         self._keeps_alive = head.keeps_alive
-        self._rest_bytes = None if head.content_bytes is None else head.content_bytes - rest_bytes
         self._enter(StreamState.MOVING)
+        if head.content_bytes is None:
+            self._rest_bytes = None
+            return
+        # The last part may be so short that it came with its head.
+        self._rest_bytes = max(0, head.content_bytes - rest_bytes)
+        self._surplus_bytes = max(0, rest_bytes - head.content_bytes)
+        self._end_of_body()
 
     def _accept_part(self, head: ResponseHead, part_bytes: int) -> None:
         """A part is as long as was asked for, or the object is shorter."""

@@ -42,7 +42,7 @@ class UploadStream(Stream):
         self._body: Body | None = None  # where it flows, and without a limit
         self._rest_bytes = 0
         self._answer: ResponseHead | None = None
-        self._granted_bytes = 0
+        self._granted_bytes = self._handed_bytes = 0  # of the allowance: to be handed to the socket, and handed to it
 
     def share(self, allowance: Allowance) -> None:
         """Take from `allowance` together with other streams; called before it connects."""
@@ -80,6 +80,11 @@ class UploadStream(Stream):
         if nothing_left and self.info is not None and not self.info.unacked_segments and not self.info.not_sent_bytes:
             self.is_spent = True
         return counted_bytes
+
+    @property
+    def owed_bytes(self) -> int:
+        """What is granted, and what nobody has acknowledged."""
+        return self._granted_bytes + max(0, self._handed_bytes - self.counted_bytes)
 
     @property
     def congestion_control(self) -> str | None:
@@ -194,9 +199,13 @@ class UploadStream(Stream):
         except OSError as error:
             self._explain(Operation.TRANSFER, error)
         self._rest_bytes -= sent_bytes
-        self._granted_bytes -= sent_bytes
+        self._hand_over(sent_bytes)
         if not self._rest_bytes:
             self._end_of_body()
+
+    def _hand_over(self, payload_bytes: int) -> None:
+        self._granted_bytes -= payload_bytes
+        self._handed_bytes += payload_bytes
 
     def _end_of_body(self) -> None:
         if self._answer is None:

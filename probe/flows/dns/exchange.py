@@ -18,7 +18,7 @@ from probe.clock import NS_PER_S
 from probe.errors import MeasurementFailedError
 from probe.flows.dns.message import NotTheAnswerError, Question, Reply, UnreadableError
 from probe.flows.faults import failed
-from probe.flows.http.channel import ByteCount, Channel, arrival_ns, open_channel, until_readable
+from probe.flows.http.channel import ByteCount, Channel, arrival_ns, lost_after, open_channel, until_readable
 from probe.flows.moments import Moment, ask_for_stamps, now, stamp_of
 from probe.links import IpVersion, Link
 from probe.messages import FailureKind, Operation
@@ -155,7 +155,8 @@ async def _ask_again_over_tcp(
     """
     deadline_s = time.monotonic() + time_out_s
     try:
-        channel = await open_channel(link, version_of(server[0]), *server, time_out_s, usage)
+        with lost_after(Operation.RESOLVE, has_begun=True):
+            channel = await open_channel(link, version_of(server[0]), *server, time_out_s, usage)
         try:
             reply = await ask_over(channel, server, question, max(deadline_s - time.monotonic(), 0.0))
             return reply, channel.arrived_ns
@@ -175,7 +176,7 @@ async def ask_over(channel: Channel, server: Server, question: Question, time_ou
     try:
         async with asyncio.timeout(time_out_s):
             await channel.send(_LENGTH.pack(len(question.wire)) + question.wire)
-            return question.read(await _read_message(channel))
+            return question.read_whole(await _read_message(channel))
     except TimeoutError as error:
         detail = f"{server[0]} did not answer over TCP within {time_out_s:g} s"
         raise MeasurementFailedError(Operation.RESOLVE, FailureKind.TIMED_OUT, detail) from error

@@ -23,8 +23,8 @@ _UNCHECKED: Final = Wishes(wants_signatures=True, checks_disabled=True)
 _NSID: Final = Wishes(wants_nsid=True)
 _CHAOS: Final = Wishes(is_chaos=True)
 
-# Questions at most: one for the state, one for the NSID and one for each name of identity, two for the place.
-DNSSEC_QUESTIONS: Final = 1
+# Questions at most: two for the state, one for the NSID and one for each name of identity, two for the place.
+DNSSEC_QUESTIONS: Final = 2
 IDENTITY_QUESTIONS: Final = 1 + len(_IDENTITY_NAMES)
 EGRESS_QUESTIONS: Final = 2
 
@@ -40,19 +40,29 @@ class Identity:
 async def dnssec_state(session: Session, given: Answer, name: str, record_type: RecordType) -> DnssecState | None:
     """Whether the resolver validated what it gave (RFC 4035); absent when it did not say.
 
-    Its word (the AD bit) is as good as the way to it: over UDP anyone on the line can set it. One that answered
-    SERVFAIL and answers the same question once checking is disabled has the records, and only they do not validate
-    (RFC 4035 section 5.5).
+    Its word (the AD bit) is as good as the way to it: over UDP anyone on the line can set it.
     """
     if given.rcode == SERVER_FAILURE:
-        answer = await _try(session, name, record_type, _UNCHECKED)
-        return "bogus" if answer is not None and answer.rcode == NO_ERROR else None
+        return "bogus" if await _is_bogus(session, name, record_type) else None
     answer = await _try(session, name, record_type, _DNSSEC) if given.rcode == NO_ERROR else None
     if answer is None or answer.rcode != NO_ERROR:
         return None
     if answer.reply.is_authenticated:
         return "authenticated"
     return "signed_not_validated" if answer.reply.is_signed else "unsigned"
+
+
+async def _is_bogus(session: Session, name: str, record_type: RecordType) -> bool:
+    """Whether one that answered SERVFAIL has the records, and only they do not validate (RFC 4035 section 5.5).
+
+    One that did not get them in time says SERVFAIL too, and may have them a moment later. So what it gives once
+    checking is disabled must bear signatures, which alone can be wrong, and with checking it must refuse once more.
+    """
+    unchecked = await _try(session, name, record_type, _UNCHECKED)
+    if unchecked is None or unchecked.rcode != NO_ERROR or not unchecked.reply.is_signed:
+        return False
+    again = await _try(session, name, record_type, Wishes())
+    return again is not None and again.rcode == SERVER_FAILURE
 
 
 async def identity(session: Session, name: str, record_type: RecordType) -> Identity:

@@ -38,7 +38,7 @@ class NotTheAnswerError(Exception):
 
 
 class UnreadableError(Exception):
-    """The bytes are no DNS message at all."""
+    """The bytes are no DNS message at all, or one that is cut where there is room for all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +153,21 @@ class Question:
             is_signed=_is_signed(message),
             nsid=_nsid(message),
         )
+
+    def read_whole(self, wire: bytes) -> Reply:
+        """Read an answer that came over a stream, which has room for all of it.
+
+        One that is cut short there was cut elsewhere, by a forwarder that hands on what it got: what it leaves out is
+        not "no such record", and nothing of it may be used (RFC 2181 section 9).
+
+        Raises:
+            NotTheAnswerError: it answers something else.
+            UnreadableError: it is no DNS message, or cut short.
+        """
+        reply = self.read(wire)
+        if reply.truncated:
+            raise UnreadableError("cut short over a stream")
+        return reply
 
     def _add_edns(self, wishes: Wishes) -> None:
         import dns.edns  # noqa: PLC0415 - 6 MB, only when needed

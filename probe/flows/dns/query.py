@@ -15,7 +15,7 @@ from typing import Final
 from probe.errors import MeasurementFailedError, NotRunError
 from probe.flows.dns.exchange import Answer, Patience, Server, ask_by_datagram, version_of
 from probe.flows.dns.message import Question, RecordType, Wishes, check_rcode
-from probe.flows.http.channel import ByteCount, Tally
+from probe.flows.http.channel import ByteCount, Tally, blame_link, lost_after
 from probe.links import IpVersion, Link
 from probe.messages import FailureKind, NotRunReason, Operation
 
@@ -34,7 +34,8 @@ async def resolve_host(link: Link, host: str, version: IpVersion, time_out_s: fl
     exist is final. `usage` is told what it cost.
 
     Raises:
-        MeasurementFailedError: (resolve, ...) no resolver knew it within `time_out_s`.
+        MeasurementFailedError: (resolve, ...) no resolver knew it within `time_out_s`; (resolve, link_lost) the link
+            went away after the first had been asked.
         NotRunError: `host` is an address of the other IP version, or no name (`bad_parameters`); the link is down.
     """
     literal = _as_literal(host, version)
@@ -45,13 +46,16 @@ async def resolve_host(link: Link, host: str, version: IpVersion, time_out_s: fl
     for server in reachable_resolvers(link) * 2:
         if time.monotonic() >= deadline_s:
             break
-        try:
-            return await _first_address(link, server, host, version, deadline_s, usage)
-        except MeasurementFailedError as error:
-            if error.failure.kind in {FailureKind.NAME_NOT_FOUND, FailureKind.NO_ANSWER}:
-                raise
-            problem = error
-    raise problem or MeasurementFailedError(Operation.RESOLVE, FailureKind.TIMED_OUT, f"no time to resolve {host}")
+        with lost_after(Operation.RESOLVE, has_begun=problem is not None):
+            try:
+                return await _first_address(link, server, host, version, deadline_s, usage)
+            except MeasurementFailedError as error:
+                if error.failure.kind in {FailureKind.NAME_NOT_FOUND, FailureKind.NO_ANSWER}:
+                    raise
+                problem = error
+    if problem is None:
+        raise MeasurementFailedError(Operation.RESOLVE, FailureKind.TIMED_OUT, f"no time to resolve {host}")
+    raise blame_link(link, problem) from problem
 
 
 async def query(
@@ -71,24 +75,21 @@ async def query(
     All of it ends at `until_s` on the monotonic clock.
 
     Raises:
-        MeasurementFailedError: (resolve, timed_out | refused | malformed | ...) what ended the last try.
+        MeasurementFailedError: (resolve, timed_out | refused | malformed | ...) what ended the last try; (resolve,
+            link_lost) the link went away after the first.
         NotRunError: the link is down or has no address to ask from (`link_down`); no such name (`bad_parameters`).
     """
     for attempt in range(1, tries + 1):
         question = question_for(name, record_type, wishes)
-        try:
-            patience = Patience(time_out_s, until_s)
-            answer = await ask_by_datagram(link, server, question, patience, usage or Tally())
-        except MeasurementFailedError:
-            if attempt == tries or time.monotonic() >= until_s:
-                raise
-        except NotRunError as error:
-            if attempt == 1:
-                raise
-            # The first question went out: the link was lost while it was asked, and that is a result.
-            raise MeasurementFailedError(Operation.RESOLVE, FailureKind.LINK_LOST, str(error)) from error
-        else:
-            return replace(answer, tries=attempt)
+        with lost_after(Operation.RESOLVE, has_begun=attempt > 1):
+            try:
+                patience = Patience(time_out_s, until_s)
+                answer = await ask_by_datagram(link, server, question, patience, usage or Tally())
+            except MeasurementFailedError:
+                if attempt == tries or time.monotonic() >= until_s:
+                    raise
+            else:
+                return replace(answer, tries=attempt)
     raise ValueError("a question needs one try at least")
 
 

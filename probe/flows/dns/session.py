@@ -147,7 +147,7 @@ class _Https:
         response = await self._connection.ask(request, self._where.time_out_s, _MESSAGE_BYTES_MAX)
         _check(response.head.status, response.head.headers, self._where.server[0])
         try:
-            reply = question.read(bytes(response.body))
+            reply = question.read_whole(bytes(response.body))
         except (UnreadableError, NotTheAnswerError) as error:
             detail = f"{self._where.server[0]} sent no answer over HTTPS: {error}"
             raise MeasurementFailedError(Operation.RESOLVE, FailureKind.MALFORMED, detail) from error

@@ -13,6 +13,7 @@ from probe.clock import NS_PER_S
 from probe.flows.echo.delays import Arrival
 from probe.flows.echo.series import ByteCount, Pacer, Plan, Series, within
 from probe.flows.error_queue import ask_for_errors, read_error
+from probe.flows.faults import kind_of
 from probe.flows.moments import (
     Moment,
     Stamped,
@@ -25,6 +26,7 @@ from probe.flows.moments import (
     now,
     stamp_of,
 )
+from probe.messages import FailureKind
 
 __all__ = ["ANCILLARY_BYTES", "DATAGRAM_BYTES_MAX", "ByteCount", "Echo", "EchoProtocol", "Plan", "Reply", "prepare"]
 
@@ -233,7 +235,10 @@ class Echo:
         error = read_error(quoted, ancillary)
         if error is None:
             return
-        self._series.network_error = error.as_error()
+        reported = error.as_error()
+        self._series.network_error = reported
+        if error.reporter is not None and kind_of(reported) == FailureKind.REFUSED:
+            self._series.refused_by.add(error.reporter)
         sequence = self._protocol.quoted_sequence(quoted)
         if sequence is not None:
             self._settle(sequence)

@@ -54,6 +54,7 @@ class Series:
         send_error: the last refusal of the kernel to send.
         network_error: the last error that the network sent back.
         stamped: the worst clock that a delay of the series was read from; absent without delays.
+        refused_by: who reported a refusal, by address: the host itself, or a firewall on the way in its name.
     """
 
     sent_sequences: list[int] = field(default_factory=list)
@@ -62,6 +63,7 @@ class Series:
     send_error: OSError | None = None
     network_error: OSError | None = None
     stamped: Stamped | None = None
+    refused_by: set[str] = field(default_factory=set)
 
     @property
     def sent(self) -> int:

@@ -12,18 +12,18 @@ import contextlib
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from probe.clock import NS_PER_S, Clock
-from probe.errors import MeasurementFailedError
+from probe.errors import MeasurementFailedError, NotRunError
 from probe.flows.faults import failed
 from probe.flows.http.tls_client import TlsFacts, client_context, facts, handshake_failed, sni_of
 from probe.flows.moments import Moment, ask_for_stamps, delay_ns, now, stamp_of
 from probe.flows.tcp_info import read_tcp_info
 from probe.links import IpVersion, Link
-from probe.messages import FailureKind, Operation
+from probe.messages import FailureKind, NotRunReason, Operation
 
 # More than a TLS record (16 KiB and its overhead, RFC 8446 section 5.2); what one wake-up takes from the kernel.
 _RECEIVE_BYTES_MAX: Final = 64 * 1024
@@ -258,6 +258,22 @@ def blame_link(link: Link, error: MeasurementFailedError) -> MeasurementFailedEr
     if link.is_up() or error.failure.kind is FailureKind.LINK_LOST:
         return error
     return MeasurementFailedError(error.failure.operation, FailureKind.LINK_LOST, "the link went down meanwhile")
+
+
+@contextlib.contextmanager
+def lost_after(operation: Operation, *, has_begun: bool) -> Iterator[None]:
+    """A link that is down before anything was sent says nothing; one that goes down after that was lost: a result.
+
+    Raises:
+        MeasurementFailedError: (`operation`, link_lost), once it `has_begun`.
+        NotRunError: before that, and whatever else keeps a measurement from running.
+    """
+    try:
+        yield
+    except NotRunError as error:
+        if not has_begun or error.not_run.reason is not NotRunReason.LINK_DOWN:
+            raise
+        raise MeasurementFailedError(operation, FailureKind.LINK_LOST, error.not_run.detail) from error
 
 
 def _timed_out(operation: Operation, what: str, time_out_s: float) -> MeasurementFailedError:

@@ -70,7 +70,11 @@ class HttpWire(Protocol):
     """One connection's requests and responses, in turn."""
 
     def begin(self, request: HttpRequest) -> bytes:
-        """The bytes of a request."""
+        """The bytes of a request.
+
+        Raises:
+            MeasurementFailedError: (request, closed) after earlier ones on this connection, it takes no more.
+        """
 
     def feed(self, content: bytes) -> Iterator[Event]:
         """What arrived, said piece by piece; empty content is the end of the connection.
@@ -116,6 +120,13 @@ def check_beginning(received: bytes, wanted: bytes) -> None:
 def malformed(detail: str, kind: FailureKind = FailureKind.MALFORMED) -> MeasurementFailedError:
     """The other side does not speak HTTP as it should."""
     return MeasurementFailedError(Operation.REQUEST, kind, f"not HTTP as it should be: {detail}")
+
+
+def takes_no_more(detail: str) -> MeasurementFailedError:
+    """The other side has answered on this connection, and is open to no further request."""
+    return MeasurementFailedError(
+        Operation.REQUEST, FailureKind.CLOSED, f"the server takes no further request on this connection: {detail}"
+    )
 
 
 def closed_early() -> MeasurementFailedError:

@@ -1,8 +1,8 @@
-"""HTTP/1.1 (RFC 9112) and HTTP/2 (RFC 9113) to bytes and back, one request at a time: alone knows h11 and h2.
+"""HTTP/1.1 (RFC 9112) and HTTP/2 (RFC 9113) to bytes and back, one request at a time.
 
-Neither library touches a socket or a clock, so both stay ours. Each is imported when the first wire of its version is
-made, which is before the request's clock starts: a probe that fetches nothing holds neither, and one whose servers
-speak HTTP/1.1 alone does not hold h2 (1 MB with hpack).
+Alone knows h11 and, with `goodbye`, h2. Neither library touches a socket or a clock, so both stay ours. Each is
+imported when the first wire of its version is made, which is before the request's clock starts: a probe that fetches
+nothing holds neither, and one whose servers speak HTTP/1.1 alone does not hold h2 (1 MB with hpack).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from probe.flows.http.messages import (
     HttpWire,
     check_beginning,
     closed_early,
+    takes_no_more,
     translated,
 )
 from probe.messages import FailureKind, Operation
@@ -55,8 +56,11 @@ class Http1:
         """The bytes of a request."""
         import h11  # noqa: PLC0415 - see the module's docstring
 
-        if self._connection.our_state is h11.DONE:
-            self._connection.start_next_cycle()
+        if self._connection.our_state is not h11.IDLE:
+            try:
+                self._connection.start_next_cycle()
+            except h11.LocalProtocolError as error:  # the server closes after its answer, or has not given it yet
+                raise takes_no_more(str(error)) from error
             self._beginning = b""
         headers = [("host", request.authority), *request.headers]
         if request.body:
@@ -104,15 +108,22 @@ class Http2:
         import h2.config  # noqa: PLC0415 - see the module's docstring
         import h2.connection  # noqa: PLC0415 - as above
 
+        from probe.flows.http.goodbye import PatientMachine  # noqa: PLC0415 - as above
+
         config = h2.config.H2Configuration(client_side=True, header_encoding=None)
         self._connection = h2.connection.H2Connection(config=config)
+        self._machine = PatientMachine()
+        self._connection.state_machine = self._machine
         self._stream = 0
         self._beginning = b""
 
     def begin(self, request: HttpRequest) -> bytes:
         """The bytes of a request, and the preface before the first."""
-        import h2.settings  # noqa: PLC0415 - see the module's docstring
+        import h2.exceptions  # noqa: PLC0415 - see the module's docstring
+        import h2.settings  # noqa: PLC0415 - as above
 
+        if self._machine.has_goodbye:
+            raise takes_no_more("it said goodbye")
         if not self._stream:
             self._connection.local_settings = h2.settings.Settings(
                 client=True,
@@ -134,9 +145,12 @@ class Http2:
         ]
         if request.body:
             headers.append(("content-length", str(len(request.body))))
-        self._connection.send_headers(self._stream, headers, end_stream=not request.body)
-        if request.body:  # a DNS question: far smaller than any window
-            self._connection.send_data(self._stream, request.body, end_stream=True)
+        try:
+            self._connection.send_headers(self._stream, headers, end_stream=not request.body)
+            if request.body:  # a DNS question: far smaller than any window, but for one that a server has shut
+                self._connection.send_data(self._stream, request.body, end_stream=True)
+        except h2.exceptions.ProtocolError as error:  # no more streams, no window, closed for an error
+            raise takes_no_more(str(error)) from error
         return self.pending()
 
     def feed(self, content: bytes) -> Iterator[Event]:

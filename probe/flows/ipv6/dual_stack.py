@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import random
 import socket
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, TypeVar
 
 from probe.clock import NS_PER_S
 from probe.errors import MeasurementFailedError, NotRunError
@@ -24,9 +25,10 @@ from probe.flows.dns.query import Server, query, reachable_resolvers
 from probe.flows.echo.delays import first_arrivals
 from probe.flows.echo.engine import Echo, EchoProtocol, Plan, prepare
 from probe.flows.echo.series import ByteCount, Series
+from probe.flows.error_queue import ask_for_errors, next_error
 from probe.flows.faults import kind_of
 from probe.links import IpVersion, Link
-from probe.messages import FailureKind
+from probe.messages import FailureKind, NotRunReason
 
 _RECORD_TYPE: Final[dict[int, RecordType]] = {4: "A", 6: "AAAA"}
 _TRY_TIME_OUT_S: Final = 1.5
@@ -38,22 +40,29 @@ _RESOLVER_S_MAX: Final = _TRY_TIME_OUT_S * (_TRIES + 1)
 LOOKUP_S_MAX: Final = _RESOLVER_S_MAX * _RESOLVERS_MAX
 
 OpenEcho = Callable[[IpVersion], tuple[socket.socket, EchoProtocol]]
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """What DNS says of one family: an address, or why there is none. `took_s` is absent for literal addresses."""
+    """What DNS says of one family: an address, or why there is none.
+
+    `took_s` is the response time of the question that was answered, absent for literal addresses. `known_s` is how long
+    after the start of the look-up the address was known, questions that nobody answered included; absent without one.
+    """
 
     address: str | None = None
     problem: Literal["no_record", "no_dns"] | None = None
     kind: FailureKind | None = None
     took_s: float | None = None
+    known_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Connected:
     """What became of one TCP connection: how long it took, or how it failed.
 
+    `reporter` is who reported the failure by ICMP; absent when the host itself refused (RST) or nobody said anything.
     `segment_bytes` is the payload that its full segments have: what is missing from 1440 (IPv6) or 1460, less 12 for
     time stamps, somebody on the path or the other end has asked to leave out.
     """
@@ -61,31 +70,50 @@ class Connected:
     took_s: float | None = None
     kind: FailureKind | None = None
     segment_bytes: int | None = None
+    reporter: str | None = None
+
+
+async def together(*steps: Coroutine[Any, Any, Found]) -> list[Found]:
+    """Take these steps at once. When one fails, the others are ended before its failure goes on."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(step) for step in steps]
+    except BaseExceptionGroup as failures:
+        # The others were cancelled, so the first is why; unless two failed at once, and then either will do.
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 async def look_up(link: Link, host: str, version: IpVersion, usage: ByteCount) -> Lookup:
     """Ask the link's own resolvers for the host's address of one family.
 
+    A link that has no address to ask from, any more or at all, leaves the question without an answer (`no_dns`).
+
     Raises:
-        NotRunError: the link is down, or `host` is no name.
+        NotRunError: `host` is no name (`bad_parameters`).
     """
     literal = literal_version(host)
     if literal is not None:
-        return Lookup(address=host) if literal == version else Lookup(problem="no_record")
+        return Lookup(address=host, known_s=0.0) if literal == version else Lookup(problem="no_record")
+    began_s = time.monotonic()
     lookup = Lookup(problem="no_dns", kind=FailureKind.ADDRESS_UNAVAILABLE)
     try:
         resolvers = reachable_resolvers(link)[:_RESOLVERS_MAX]
-    except MeasurementFailedError:
+    except (MeasurementFailedError, NotRunError):
         return lookup
     for server in resolvers:
         lookup = await ask_resolver(link, server, host, version, usage)
         if lookup.problem != "no_dns":
             break
-    return lookup
+    return lookup if lookup.address is None else replace(lookup, known_s=time.monotonic() - began_s)
 
 
 async def ask_resolver(link: Link, server: Server, host: str, version: IpVersion, usage: ByteCount) -> Lookup:
-    """Ask one resolver. That it knows of no such record is an answer."""
+    """Ask one resolver. That it knows of no such record is an answer.
+
+    Raises:
+        NotRunError: `host` is no name (`bad_parameters`).
+    """
     until_s = time.monotonic() + _RESOLVER_S_MAX
     try:
         answer = await query(
@@ -95,6 +123,10 @@ async def ask_resolver(link: Link, server: Server, host: str, version: IpVersion
     except MeasurementFailedError as error:
         kind = error.failure.kind
         return Lookup(problem="no_record" if kind == FailureKind.NAME_NOT_FOUND else "no_dns", kind=kind)
+    except NotRunError as error:
+        if error.not_run.reason != NotRunReason.LINK_DOWN:
+            raise
+        return Lookup(problem="no_dns", kind=FailureKind.ADDRESS_UNAVAILABLE)
     if not answer.addresses:
         return Lookup(problem="no_record", took_s=answer.response_time_s)
     return Lookup(address=answer.addresses[0], took_s=answer.response_time_s)
@@ -109,16 +141,12 @@ def literal_version(host: str) -> int | None:
 
 
 def has_route(link: Link, version: IpVersion, address: str) -> bool:
-    """Whether the kernel has a route of this link to an address. Nothing is sent.
-
-    Raises:
-        NotRunError: the link is down, or has no address of this family.
-    """
-    with link.socket(version, socket.SOCK_DGRAM) as sock:
-        try:
+    """Whether the kernel has a route of this link to an address: not without an address to go from. Nothing is sent."""
+    try:
+        with link.socket(version, socket.SOCK_DGRAM) as sock:
             sock.connect((address, 9))  # the discard port: any will do
-        except OSError:
-            return False
+    except (OSError, NotRunError):
+        return False
     return True
 
 
@@ -127,9 +155,15 @@ async def connect(link: Link, version: IpVersion, address: tuple[str, int], time
     loop = asyncio.get_running_loop()
     try:
         with link.socket(version, socket.SOCK_STREAM) as sock:
+            ask_for_errors(sock)
             began_ns = time.monotonic_ns()
-            async with asyncio.timeout(time_out_s):
-                await loop.sock_connect(sock, address)
+            try:
+                async with asyncio.timeout(time_out_s):
+                    await loop.sock_connect(sock, address)
+            except OSError as error:
+                # A firewall's "port unreachable" ends the attempt just as the host's own refusal does (Linux 5.8).
+                report = next_error(sock)
+                return Connected(kind=kind_of(error), reporter=None if report is None else report.reporter)
             took_s = (time.monotonic_ns() - began_ns) / NS_PER_S
             return Connected(took_s=took_s, segment_bytes=sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG))
     except OSError as error:
@@ -143,22 +177,32 @@ async def echo_in_turns(
 ) -> dict[IpVersion, Series]:
     """Send a series to each address, the second half an interval after the first; chance says which goes first.
 
-    On a mobile line the first packet wakes the radio up: it must not always be the same family's.
+    On a mobile line the first packet wakes the radio up: it must not always be the same family's. A family whose
+    address has gone sends nothing.
 
     Raises:
-        NotRunError: the link is down, or echo is not allowed here.
+        NotRunError: echo is not allowed here, or its key is missing (`tool_missing`).
     """
     versions = list(addresses)
     random.shuffle(versions)
+    series = {version: Series(send_error=OSError(errno.EADDRNOTAVAIL, "its address has gone")) for version in versions}
     with contextlib.ExitStack() as opened:
-        echoes = []
+        echoes: dict[IpVersion, tuple[socket.socket, EchoProtocol]] = {}
         for version in versions:
-            sock, protocol = open_echo(version)
-            echoes.append((opened.enter_context(sock), protocol, addresses[version]))
-        series = await asyncio.gather(
-            *(_echo_after(turn * plan.interval_s / 2, *echo, plan, usage) for turn, echo in enumerate(echoes))
+            try:
+                sock, protocol = open_echo(version)
+            except NotRunError as error:
+                if error.not_run.reason != NotRunReason.LINK_DOWN:
+                    raise
+            else:
+                echoes[version] = opened.enter_context(sock), protocol
+        done = await together(
+            *(
+                _echo_after(turn * plan.interval_s / 2, *echo, addresses[version], plan, usage)
+                for turn, (version, echo) in enumerate(echoes.items())
+            )
         )
-    return dict(zip(versions, series, strict=True))
+    return series | dict(zip(echoes, done, strict=True))
 
 
 async def _echo_after(
@@ -193,6 +237,15 @@ def difference_s(pairs: Sequence[tuple[float, float]]) -> float | None:
 def _delays(series: Series) -> dict[int, int]:
     arrivals = first_arrivals(series.arrivals)
     return {arrival.sequence: arrival.delay_ns for arrival in arrivals if arrival.delay_ns is not None}
+
+
+def has_source(link: Link, version: IpVersion) -> bool:
+    """Whether the link has an address of this family now, and is up."""
+    try:
+        link.source_address(version)
+    except NotRunError:
+        return False
+    return True
 
 
 def usable_versions(link: Link) -> tuple[IpVersion, ...]:

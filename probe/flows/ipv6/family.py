@@ -6,6 +6,7 @@ answer, it is the peer or the whole line that is dead, and nothing was learned a
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -51,7 +52,7 @@ class Family:
     def take(self, series: Series, connected: Connected) -> None:
         """What came of the echoes and of the connection."""
         self.series, self.connected = series, connected
-        self.state = None if is_answered(series, connected) else "unreachable"
+        self.state = None if is_answered(self.address(), series, connected) else "unreachable"
 
     def take_mtu(self, mtu: PathMtu | None) -> None:
         """What came of the search for the path MTU; absent when its time was over."""
@@ -63,6 +64,10 @@ class Family:
         """Whether echoes came back: where only TCP answers, there is nothing to tell sizes by."""
         return self.series is not None and bool(self.series.arrivals)
 
+    def is_only_refused(self) -> bool:
+        """Whether the host was asked, and brought neither an echo nor a connection."""
+        return self.connected is not None and self.connected.took_s is None and not self.echoes()
+
     def mtu_wait_s(self) -> float:
         """How long a packet of any size may take."""
         delay_s = None if self.series is None else summarise(self.series.arrivals).max_s
@@ -72,12 +77,14 @@ class Family:
     def attempt(self) -> Attempt:
         """What a program that connects would have met."""
         connect_s = None if self.connected is None else self.connected.took_s
-        return Attempt(None if self.lookup.address is None else self.lookup.took_s or 0.0, connect_s)
+        return Attempt(self.lookup.known_s, connect_s)
 
     def error(self) -> FailureKind | None:
-        """How it failed, as the network or the resolver put it."""
+        """How it failed, as the network or the resolver put it; `refused` also when the host gave refusals alone."""
         if self.lookup.kind is not None:
             return self.lookup.kind
+        if self.state is None and self.is_only_refused():
+            return FailureKind.REFUSED
         if self.state != "unreachable":
             return None
         if self.own_error is not None:
@@ -88,12 +95,16 @@ class Family:
         return FailureKind.TIMED_OUT if self.connected is None else self.connected.kind
 
 
-def is_answered(series: Series, connected: Connected) -> bool:
-    """Whether anything came back from the host: an echo, a connection, or a refusal of either."""
-    refusal = series.network_error
-    refused = refusal is not None and kind_of(refusal) == FailureKind.REFUSED
-    connects = connected.took_s is not None or connected.kind == FailureKind.REFUSED
-    return bool(series.arrivals) or refused or connects
+def is_answered(address: str, series: Series, connected: Connected) -> bool:
+    """Whether anything came back from the host at this address: an echo, a connection, or its own refusal of either.
+
+    A firewall on the way refuses with the same words (ICMP port unreachable), and then the packets never got there.
+    """
+    host = ipaddress.ip_address(address)
+    refusers = {ipaddress.ip_address(reporter) for reporter in series.refused_by}
+    if connected.kind == FailureKind.REFUSED:
+        refusers.add(host if connected.reporter is None else ipaddress.ip_address(connected.reporter))
+    return bool(series.arrivals) or connected.took_s is not None or host in refusers
 
 
 def local_state(link: Link, version: IpVersion, has_address: bool, lookup: Lookup) -> State | None:
@@ -107,6 +118,16 @@ def local_state(link: Link, version: IpVersion, has_address: bool, lookup: Looku
     return None if has_route(link, version, lookup.address) else "no_route"
 
 
+def raise_if_lost(is_up: Callable[[], bool]) -> None:
+    """What was half measured over a link that is no longer there says nothing of IPv6.
+
+    Raises:
+        MeasurementFailedError: the link went away (`link_lost`).
+    """
+    if not is_up():
+        raise MeasurementFailedError(Operation.RECEIVE, FailureKind.LINK_LOST, "the link went down meanwhile")
+
+
 def raise_if_dead(families: Mapping[IpVersion, Family], is_up: Callable[[], bool]) -> None:
     """Tell broken IPv6 from a line or a peer that is dead altogether.
 
@@ -114,8 +135,7 @@ def raise_if_dead(families: Mapping[IpVersion, Family], is_up: Callable[[], bool
         MeasurementFailedError: neither family brought an answer, in the words of IPv4, or of IPv6 where there is
             nothing else; or the link went away (`link_lost`).
     """
-    if not is_up():
-        raise MeasurementFailedError(Operation.RECEIVE, FailureKind.LINK_LOST, "the link went down meanwhile")
+    raise_if_lost(is_up)
     if any(family.state is None for family in families.values()):
         return
     speaker = families[6] if families[4].state in {"no_address", "no_record"} else families[4]

@@ -20,8 +20,10 @@ from typing import Final
 from probe.errors import MeasurementFailedError
 from probe.flows.bulk.http_head import HEAD_BYTES_MAX, check_status, find_head, host_header, request_head
 from probe.flows.bulk.stream import USER_AGENT
+from probe.flows.bulk.tls_contexts import TlsContexts
 from probe.flows.echo.engine import ByteCount
 from probe.flows.faults import failed
+from probe.flows.http.tls_client import sni_of
 from probe.flows.load.responsiveness import ForeignProbe
 from probe.flows.moments import Moment, ask_for_stamps, delay_ns, now, stamp_of
 from probe.flows.tcp_info import read_tcp_info
@@ -39,13 +41,13 @@ _TLS_ROUND_TRIPS: Final = {"TLSv1.2": 2, "TLSv1.3": 1}
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whom to ask for what. `tls` is absent for plain HTTP."""
+    """Whom to ask for what. `tls`, which all requests share, is absent for plain HTTP."""
 
     address: str
     port: int
     host: str
     path: str
-    tls: ssl.SSLContext | None = None
+    tls: TlsContexts | None = None
 
 
 async def probe_once(
@@ -53,21 +55,46 @@ async def probe_once(
 ) -> ForeignProbe:
     """Connect, ask, take the answer; `usage` hears what it cost, by the kernel's count.
 
+    A peer that refuses the cipher which suits this CPU is asked again at once, on a connection of its own.
+
     Raises:
         MeasurementFailedError: (connect | tls | request, ...) which step said no; (request, timed_out) no answer
             within `time_out_s` seconds for everything.
-        NotRunError: from `open_socket`, the link is down.
+        NotRunError: from `open_socket`, the link is down; the file of authorities cannot be read (`tool_missing`).
     """
+    try:
+        async with asyncio.timeout(time_out_s):
+            if target.tls is None:
+                return await _connect_and_ask(target, None, open_socket, usage)
+            return await _connect_and_ask_over_tls(target, target.tls, open_socket, usage)
+    except TimeoutError as error:
+        detail = f"no answer within {time_out_s:.1f} s"
+        raise MeasurementFailedError(Operation.REQUEST, FailureKind.TIMED_OUT, detail) from error
+
+
+async def _connect_and_ask_over_tls(
+    target: Target, contexts: TlsContexts, open_socket: Callable[[], socket.socket], usage: ByteCount
+) -> ForeignProbe:
+    """Once, and once more where a failed handshake leaves another context to try; the times are of the last one."""
+    context = contexts.context()
+    try:
+        return await _connect_and_ask(target, context, open_socket, usage)
+    except MeasurementFailedError as error:
+        is_handshake = error.failure.operation is Operation.TLS
+        if not is_handshake or not contexts.may_try_again(context, error.failure.kind):
+            raise
+    return await _connect_and_ask(target, contexts.context(), open_socket, usage)
+
+
+async def _connect_and_ask(
+    target: Target, tls: ssl.SSLContext | None, open_socket: Callable[[], socket.socket], usage: ByteCount
+) -> ForeignProbe:
     with contextlib.closing(open_socket()) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         ask_for_stamps(sock)
         try:
-            async with asyncio.timeout(time_out_s):
-                return await _probe(target, sock)
-        except TimeoutError as error:
-            detail = f"no answer within {time_out_s:.1f} s"
-            raise MeasurementFailedError(Operation.REQUEST, FailureKind.TIMED_OUT, detail) from error
+            return await _probe(target, tls, sock)
         finally:
             _count(sock, usage)
 
@@ -79,7 +106,7 @@ def _count(sock: socket.socket, usage: ByteCount) -> None:
         usage.received_bytes += info.received_bytes or 0
 
 
-async def _probe(target: Target, sock: socket.socket) -> ForeignProbe:
+async def _probe(target: Target, tls: ssl.SSLContext | None, sock: socket.socket) -> ForeignProbe:
     loop = asyncio.get_running_loop()
     began_s = time.monotonic()
     try:
@@ -88,12 +115,12 @@ async def _probe(target: Target, sock: socket.socket) -> ForeignProbe:
         raise failed(Operation.CONNECT, error) from error
     tcp_s = read_tcp_info(sock).rtt_s or time.monotonic() - began_s
     request = request_head(
-        "GET", host_header(target.host, target.port, tls=target.tls is not None), target.path, agent=USER_AGENT
+        "GET", host_header(target.host, target.port, tls=tls is not None), target.path, agent=USER_AGENT
     )
-    if target.tls is None:
+    if tls is None:
         http_s = await _ask(sock, request)
         return ForeignProbe(time.monotonic(), tcp_s, http_s)
-    tls_s, http_s = await _ask_over_tls(target, target.tls, sock, request)
+    tls_s, http_s = await _ask_over_tls(target, tls, sock, request)
     return ForeignProbe(time.monotonic(), tcp_s, http_s, tls_s)
 
 
@@ -138,8 +165,8 @@ async def _ask_over_tls(
     """Seconds of the handshake per round trip of it, and seconds from the request to the answer."""
     began_s = time.monotonic()
     try:
-        reader, writer = await asyncio.open_connection(sock=sock, ssl=tls, server_hostname=target.host)
-    except OSError as error:  # ssl.SSLError is one too
+        reader, writer = await asyncio.open_connection(sock=sock, ssl=tls, server_hostname=sni_of(target.host))
+    except (OSError, ValueError) as error:  # ssl.SSLError too; ValueError: a host that can stand in no certificate
         raise failed(Operation.TLS, error) from error
     try:
         asked_s = time.monotonic()

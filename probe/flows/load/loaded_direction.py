@@ -71,13 +71,13 @@ class LoadedDirection:
                 await self._follow(load)
                 self._watch.enough.set()
                 done = await load
-                self._count(done.transferred_bytes)
                 await delays.settle()
                 self.delays = delays.between(*self.conditions.window_s)
         finally:
             self._watch.enough.set()
             load.cancel()
             await asyncio.gather(load, *self.requests.give_up(), return_exceptions=True)
+            self._count()  # however it ended
         if self.requests.first_problem is not None and not self.requests.answered:
             raise self.requests.first_problem
         return done
@@ -101,7 +101,6 @@ class LoadedDirection:
         own, self._own = self._own, []
         for probe in own:
             self.conditions.add_own(probe)
-        self._count(self._total_bytes)
         now_s = time.monotonic()
         is_settled = self.conditions.end_interval(now_s, self._total_bytes)
         self.goodput_bps.append((now_s, self.conditions.last_goodput_bps))
@@ -112,14 +111,16 @@ class LoadedDirection:
         self._own.extend(SelfProbe(now_s, round_trip_s) for round_trip_s in round_trips_s)
 
     def _take_bytes(self, total_bytes: int) -> None:
+        """In the load's thread, at each of its samples."""
         if not self._total_bytes:
             self._loop.call_soon_threadsafe(self._moving.set)
         self._total_bytes = total_bytes
+        self._loop.call_soon_threadsafe(self._count)
 
-    def _count(self, total_bytes: int) -> None:
-        """Say what the load has cost; on the loop, where the packets beside it are counted too."""
-        more_bytes = total_bytes - self._counted_bytes
-        self._counted_bytes = total_bytes
+    def _count(self) -> None:
+        """Say what the load has cost so far; on the loop, where the packets beside it are counted too."""
+        total_bytes = self._total_bytes
+        more_bytes, self._counted_bytes = total_bytes - self._counted_bytes, total_bytes
         if self._order.direction == "download":
             self._usage.received_bytes += more_bytes
         else:

@@ -7,7 +7,7 @@ answered yesterday.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -55,9 +55,13 @@ class Hop:
         """Who answered, sorted: the order of answers is chance."""
         return tuple(sorted({reply.address for reply in self.replies}))
 
-    def delay_min_ns(self) -> int | None:
-        """The shortest delay: routers answer late, never early."""
-        return min((reply.delay_ns for reply in self.replies if reply.delay_ns is not None), default=None)
+    def delay_min_ns(self, address: str | None = None) -> int | None:
+        """The shortest delay, of the one at this address if it is given: routers answer late, never early."""
+        return _shortest_ns(reply for reply in self.replies if address in {None, reply.address})
+
+    def destination_delay_min_ns(self) -> int | None:
+        """The destination's own shortest delay: a router may have answered the same TTL, and sooner."""
+        return _shortest_ns(reply for reply in self.replies if reply.from_destination)
 
     def unreachable(self) -> Unreachable | None:
         """What a router that lets nothing through says; absent for "time exceeded" and for the destination."""
@@ -71,6 +75,10 @@ class Hop:
     def ends_the_path(self) -> bool:
         """Whether nothing beyond this hop will ever answer."""
         return self.is_destination() or self.unreachable() is not None
+
+
+def _shortest_ns(replies: Iterable[Reply]) -> int | None:
+    return min((reply.delay_ns for reply in replies if reply.delay_ns is not None), default=None)
 
 
 def meaning(icmp_version: int, icmp_type: int, icmp_code: int) -> Unreachable | Literal["time_exceeded"] | None:

@@ -129,6 +129,8 @@ class Trace:
             self._flights.give_up()
             await self._send(ttl)
             await self._all_settled()
+            if self._is_over():
+                return
 
     async def _send(self, ttl: int) -> None:
         """Send one probe, and wait for the interval."""

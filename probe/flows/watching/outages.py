@@ -50,7 +50,7 @@ class Round:
     `answered` is absent while the peer's answer may still come. `void` says that the host stood still meanwhile, so
     that a missing answer means nothing. Of the levels, True is an answer, False none from one that used to give one,
     and absent that it was not asked or cannot tell; `local` is whether the interface was fit to send.
-    `peer_refused` is the peer's own word that it is there.
+    `peer_refused` is the peer's own word that it is there. `sent` is whether the host could send the packet at all.
     """
 
     at_s: float
@@ -60,6 +60,7 @@ class Round:
     gateway: bool | None = None
     operator: bool | None = None
     peer_refused: bool = False
+    sent: bool = False
 
     @property
     def is_settled(self) -> bool:

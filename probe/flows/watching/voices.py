@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from probe.errors import NotRunError
+from probe.errors import MeasurementFailedError, NotRunError
 from probe.flows.echo import icmp
 from probe.flows.echo.engine import ByteCount, EchoProtocol
+from probe.flows.echo.routes import raise_if_no_way
 from probe.flows.echo.stamp import StampProtocol
 from probe.flows.error_queue import NetworkError, ask_for_errors, next_error
 from probe.flows.moments import now
 from probe.flows.path.hops import meaning
 from probe.links import IpVersion, Link
-from probe.messages import ClockReading
+from probe.messages import ClockReading, Operation
 
 Opener = Callable[[], tuple[socket.socket, EchoProtocol]]
 
@@ -215,6 +216,21 @@ def _peer_of(sock: socket.socket) -> str | None:
     with contextlib.suppress(OSError):
         return str(sock.getpeername()[0])
     return None
+
+
+def knows_way(link: Link, version: IpVersion, address: str) -> bool:
+    """Whether a route of the link leads to an address, as far as sending there does not tell.
+
+    By IPv6 it does. By IPv4 a socket that is bound to a device sends without a route too, on the off chance that the
+    address is a neighbour's.
+    """
+    if version != 4:  # noqa: PLR2004 - an IP version
+        return True
+    try:
+        raise_if_no_way(link, version, address)
+    except MeasurementFailedError as error:
+        return error.failure.operation is not Operation.SEND
+    return True
 
 
 def fit_source(link: Link, version: IpVersion) -> str | None:

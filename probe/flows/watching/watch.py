@@ -18,7 +18,7 @@ from probe.errors import NotRunError
 from probe.flows.echo.engine import ByteCount
 from probe.flows.echo.routes import next_hop
 from probe.flows.watching.outages import Round, Rules, State, decided_until_s
-from probe.flows.watching.voices import HopVoice, Opener, Voice, echo_opener, fit_source
+from probe.flows.watching.voices import HopVoice, Opener, Voice, echo_opener, fit_source, knows_way
 from probe.links import IpVersion, Link
 from probe.messages import NotRunReason
 
@@ -42,13 +42,15 @@ LevelName = Literal["gateway", "operator"]
 class Learned:
     """What one window leaves for the next one: who answers on this line, and how it was when the window ended.
 
-    `operator` is the operator's own host of which `answers` speaks; absent, it is the router at `hop`.
+    `operator` is the operator's own host of which `answers` speaks; absent, it is the router at `hop`. `needs_route`
+    is false on a line over which the peer answers although no route leads there, as over a modem without neighbours.
     """
 
     addresses: dict[str, str] = field(default_factory=dict)
     gateway: str | None = None
     hop: int | None = None
     operator: str | None = None
+    needs_route: bool = True
     answers: dict[LevelName, bool] = field(default_factory=dict)
     end_boottime_s: float | None = None
     state: State | None = None
@@ -112,6 +114,7 @@ class Watch:
         self._learned = learned
         self._usage = usage
         self._peer: Voice | None = None
+        self._peer_before: Voice | None = None
         self._peer_address: str | None = None
         self._gateway_address: str | None = None
         self._operator_address: str | None = None
@@ -124,13 +127,28 @@ class Watch:
         self._is_routed = False
 
     def set_peer(self, address: str, opener: Opener) -> None:
-        """Who is to answer from now on, and at which address."""
-        if address != self._peer_address:
-            self.close()
-            self._peer_address, self._peer = address, Voice(opener, self._usage)
-            # Echo by ICMP towards the peer, whatever the peer itself is asked by.
-            if self._operator.voice is None or isinstance(self._operator.voice, HopVoice):
-                self._operator.voice = HopVoice(echo_opener(self._link, address), self._usage, self._learned.hop)
+        """Who is to answer from now on, and at which address.
+
+        What the address before was asked may still be answered: a name with several addresses is one peer.
+        """
+        if address == self._peer_address:
+            return
+        self._listen()
+        if self._peer_before is not None:
+            self._peer_before.close()
+        self._peer_before = self._peer
+        self._peer_address, self._peer = address, Voice(opener, self._usage)
+        if self._operator.voice is None or isinstance(self._operator.voice, HopVoice):
+            self._ask_hop_towards(address)
+
+    def _ask_hop_towards(self, address: str) -> None:
+        """Echo by ICMP towards the peer, whatever the peer itself is asked by."""
+        if self._operator.voice is not None:
+            self._operator.voice.close()
+        self._operator.voice = HopVoice(echo_opener(self._link, address), self._usage, self._learned.hop)
+        # What was asked on the way to another address has nobody left to hear it, which is no silence of the router.
+        self._operator.asked.clear()
+        self._is_searched, self._search_at_s = False, None
 
     def set_operator(self, address: str) -> None:
         """Ask this host instead of a router on the way."""
@@ -148,7 +166,7 @@ class Watch:
 
     def close(self) -> None:
         """Give all sockets up."""
-        for voice in (self._peer, self._gateway.voice, self._operator.voice):
+        for voice in (self._peer, self._peer_before, self._gateway.voice, self._operator.voice):
             if voice is not None:
                 voice.close()
 
@@ -190,6 +208,8 @@ class Watch:
             self._check_interface(one)
         if one.local is not False:
             self._ask_peer(one)
+        if in_doubt and one.sent:
+            one.sent = self._has_way(self._peer_address)
         if one.answered is None:
             self._pending.append(one)
         else:
@@ -214,6 +234,7 @@ class Watch:
             return
         try:
             self._peer.send(len(self.rounds))
+            one.sent = True
         except NotRunError as error:
             self._refused(one, error)
         except OSError as error:
@@ -236,14 +257,21 @@ class Watch:
         one.local = True
         if self._gateway.voice is None:
             self._find_gateway()
-        for witness in (self._gateway, self._operator):
-            self._ask(witness, one)
+        self._ask(self._gateway, one)
+        if self._has_way(self._operator_address or self._peer_address):
+            self._ask(self._operator, one)
+
+    def _has_way(self, address: str | None) -> bool:
+        """Whether what is sent there can leave: else a silence is the host's own, and nobody else's."""
+        return address is None or not self._learned.needs_route or knows_way(self._link, self._version, address)
 
     def _learn(self, one: Round) -> None:
         """While all is well: find out who answers, once per window."""
         if not self._is_routed:
             self._is_routed = True
             self._find_gateway()
+            address = self._peer_address
+            self._learned.needs_route = address is None or knows_way(self._link, self._version, address)
         if not self._gateway.is_sure:
             self._ask(self._gateway, one)
         hop_voice = self._operator.voice
@@ -288,19 +316,20 @@ class Watch:
         voice, number = witness.voice, len(self.rounds)
         if voice is None or (isinstance(voice, HopVoice) and voice.hop is None):
             return
-        self._try(lambda: voice.send(number))
-        witness.asked[number] = one
+        if self._try(lambda: voice.send(number)):
+            witness.asked[number] = one
 
-    def _try(self, send: Callable[[], None]) -> None:
-        """What cannot be sent to a witness is a question without an answer."""
+    def _try(self, send: Callable[[], None]) -> bool:
+        """Whether a witness could be asked: of one that could not, nothing is known."""
         try:
             send()
         except (OSError, NotRunError):
-            return
+            return False
+        return True
 
     def _listen(self) -> None:
-        if self._peer is not None:
-            for heard in self._peer.heard():
+        for voice in (self._peer, self._peer_before):
+            for heard in () if voice is None else voice.heard():
                 self._take_answer(heard.sequence, refused=heard.refused)
         for witness in (self._gateway, self._operator):
             if witness.voice is None or not (witness.asked or self._search_at_s is not None):
@@ -316,7 +345,7 @@ class Watch:
             return
         one.peer_refused = refused
         if not refused:
-            one.answered = True
+            one.answered = one.sent = True
             self._lost_in_row = 0
             self._pending.remove(one)
 

@@ -164,11 +164,11 @@ class WatchWindow:
         self._learned.end_boottime_s = self._start_ns / NS_PER_S + end_s
         self._learned.state = segments[-1].state
         answers = self._learned.answers
-        sent = [one for one in self._watch.rounds if one.at_s < end_s]
+        begun = [one for one in self._watch.rounds if one.at_s < end_s]
         return Seen(
             segments=tuple(segments),
-            packets_sent=sum(one.local is not False and not one.void for one in sent),
-            packets_answered=sum(one.answered is True for one in sent),
+            packets_sent=sum(one.sent and not one.void for one in begun),
+            packets_answered=sum(one.answered is True for one in begun),
             gateway_can_tell=answers.get("gateway", False),
             operator_can_tell=answers.get("operator", False),
         )

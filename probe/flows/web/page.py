@@ -16,7 +16,7 @@ from probe.clock import NS_PER_S, Clock
 from probe.errors import MeasurementFailedError
 from probe.flows.dns import message as dns_message
 from probe.flows.dns.query import resolve_host
-from probe.flows.http.channel import ByteCount, Channel, open_channel
+from probe.flows.http.channel import ByteCount, Channel, lost_after, open_channel
 from probe.flows.http.exchange import HTTP_1_1, HTTP_2, HttpConnection, HttpResponse
 from probe.flows.http.messages import HttpRequest
 from probe.flows.http.tls_client import client_context
@@ -123,13 +123,14 @@ async def fetch(link: Link, order: PageOrder, clock: Clock, usage: ByteCount) ->
     """Fetch it, and what it leads to.
 
     Raises:
-        MeasurementFailedError: (resolve | connect | tls | request | transfer, ...) the first step that did not work.
-        NotRunError: the link is down; this device cannot judge certificates.
+        MeasurementFailedError: (resolve | connect | tls | request | transfer, ...) the first step that did not work;
+            (resolve | connect, link_lost) the link went away between two steps.
+        NotRunError: the link is down before the first; this device cannot judge certificates.
     """
     _load(order.address)
     address, redirects, redirect_s = order.address, 0, 0.0
     while True:
-        page = await _fetch_one(link, order, address, clock, usage)
+        page = await _fetch_one(link, order, address, clock, usage, is_first=redirects == 0)
         target = _redirect(page.response)
         if target is None or not order.follows_redirects:
             return replace(page, total_s=redirect_s + page.total_s, redirects=redirects, redirect_s=redirect_s)
@@ -145,13 +146,17 @@ def _load(address: Address) -> None:
         client_context()
 
 
-async def _fetch_one(link: Link, order: PageOrder, address: Address, clock: Clock, usage: ByteCount) -> Page:
+async def _fetch_one(
+    link: Link, order: PageOrder, address: Address, clock: Clock, usage: ByteCount, *, is_first: bool
+) -> Page:
     began_ns = time.monotonic_ns()
-    server = await resolve_host(link, address.host, order.ip_version, order.time_out_s, usage)
+    with lost_after(Operation.RESOLVE, has_begun=not is_first):
+        server = await resolve_host(link, address.host, order.ip_version, order.time_out_s, usage)
     resolve_s = None if address.host_is_address else (time.monotonic_ns() - began_ns) / NS_PER_S
     if resolve_s is not None and not order.allows_private:
         _check_public(address.host, server)
-    channel = await open_channel(link, order.ip_version, server, address.port, order.time_out_s, usage)
+    with lost_after(Operation.CONNECT, has_begun=not is_first or not address.host_is_address):
+        channel = await open_channel(link, order.ip_version, server, address.port, order.time_out_s, usage)
     try:
         if address.scheme == "https":
             alpn = (HTTP_2, HTTP_1_1) if order.http_version == "2" else (HTTP_1_1,)
