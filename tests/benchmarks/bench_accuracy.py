@@ -53,6 +53,8 @@ BITS = 8
 # Of payload; with all headers, and with what is sent twice, it has to be less than a quarter of the line's bytes.
 CAPPED_SHARE = 0.2
 MS = 1e3
+# Longer than the longest round trip; less than a packet is somebody's question for a neighbour.
+QUIET_S, QUIET_BYTES_MAX, SETTLED_S_MAX = 0.8, 1500, 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +108,9 @@ def compare_capacity(site: Site, profile: str, repeats: int, seconds: float, rea
     for _ in range(repeats):
         for way in DIRECTIONS:
             for name, tool in CAPACITY_TOOLS.items():
-                before = line_bytes(site)
+                before = settled_line_bytes(site)
                 said_bps, expected_bps = tool(site, way, seconds)
-                readings[profile, way, name].append(Reading(said_bps, expected_bps, line_bytes(site) - before))
+                readings[profile, way, name].append(Reading(said_bps, expected_bps, settled_line_bytes(site) - before))
 
 
 def compare_delay(site: Site, profile: str, repeats: int, seconds: float, readings: Readings) -> None:
@@ -295,6 +297,19 @@ def line_bytes(site: Site) -> int:
     folder = f"/sys/class/net/{LINK}/statistics"
     done = site.run_near(["cat", f"{folder}/rx_bytes", f"{folder}/tx_bytes"])
     return sum(int(word) for word in done.stdout.split())
+
+
+def settled_line_bytes(site: Site) -> int:
+    """The same once nothing more comes: what a tool leaves under way is its own, not the next one's."""
+    deadline_s = time.monotonic() + SETTLED_S_MAX
+    after = line_bytes(site)
+    while time.monotonic() < deadline_s:
+        before = after
+        time.sleep(QUIET_S)
+        after = line_bytes(site)
+        if after - before <= QUIET_BYTES_MAX:
+            break
+    return after
 
 
 def start_iperf3(site: Site) -> None:
